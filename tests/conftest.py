@@ -1,0 +1,32 @@
+"""Fixtures of all tests. No test reaches outside the machine."""
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ['HF_HUB_OFFLINE'] = '1'  # read when timm imports the Hub's client
+
+import pytest
+import timm
+import torch
+from torch.optim.swa_utils import update_bn
+
+import timm_mobilenext
+
+
+def pytest_report_header() -> str:
+    return f'timm {timm.__version__}, timm_mobilenext from {Path(timm_mobilenext.__file__).parent}'
+
+
+@pytest.fixture
+def calibrated() -> Callable[..., torch.nn.Module]:
+    """A function like `timm.create_model`: float64, with batch norm statistics that fit the weights, in eval mode.
+
+    As the authors initialize it, an untrained MobileNeXt answers about 1e-11 in evaluation mode, where any comparison
+    with an absolute tolerance finds all answers equal.
+    """
+    def create(name: str, **kwargs) -> torch.nn.Module:
+        torch.manual_seed(0)
+        model = timm.create_model(name, dtype=torch.float64, **kwargs)
+        update_bn([torch.randn(4, 3, 64, 64, dtype=torch.float64)], model)
+        return model.eval()
+    return create

@@ -1,0 +1,77 @@
+"""The authors' recorded layouts and answers, and weights made by formula. No file of theirs.
+
+`data/official.json` has the keys and shapes of the authors' state dicts with their parameters and multiply-adds,
+`data/golden.json` what their code answered (torch 2.14.1, CPU) with its weights filled by the formula below and fed
+`images()`. Both are recordings of the authors' code and are never made from ours.
+"""
+import hashlib
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+OFFICIAL = json.loads(Path(__file__).with_name('data').joinpath('official.json').read_text())
+GOLDEN = json.loads(Path(__file__).with_name('data').joinpath('golden.json').read_text())
+
+
+def uniform(key: str, n: int) -> np.ndarray:
+    """Return n numbers in [0, 1), float64, that depend on `key` and their place alone."""
+    with np.errstate(over='ignore'):
+        h = np.arange(n, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(zlib.crc32(key.encode()))
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # murmur3's finalizer
+            h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
+        h ^= h >> np.uint32(16)
+    return (h >> np.uint32(8)) / 2.0 ** 24
+
+
+def fill(key: str, shape: list[int], gain: float) -> torch.Tensor:
+    """Return the values of one entry of an official state dict, float32."""
+    if key.endswith('num_batches_tracked'):
+        return torch.tensor(0)
+    u = uniform(key, math.prod(shape))
+    v = 2 * u - 1
+    if key.endswith('running_var'):
+        x = 0.5 + u
+    elif key.endswith(('running_mean', 'bias')):
+        x = 0.25 * v
+    elif len(shape) == 1:
+        x = 0.75 + 0.5 * u
+    elif len(shape) == 4:
+        x = v * math.sqrt(3 * gain / math.prod(shape[1:]))
+    else:
+        x = v * math.sqrt(3 / shape[1])
+    return torch.from_numpy(x.astype(np.float32).reshape(shape))
+
+
+def state_dict(name: str) -> dict[str, torch.Tensor]:
+    """Return the state dict of an official model, the authors' keys with values by formula."""
+    model = OFFICIAL['models'][name]
+    keys = OFFICIAL['keys'][model['keys']]
+    return {key: fill(key, shape, model['weight_gain']) for key, shape in zip(keys, model['shapes'], strict=True)}
+
+
+def images() -> torch.Tensor:
+    """Return images (2, 3, 224, 224), float32: triangle waves and noise of 8 bits."""
+    b, c, i, j = np.meshgrid(*(np.arange(n) for n in (2, 3, 224, 224)), indexing='ij')
+
+    def triangle(t: np.ndarray, period: int) -> np.ndarray:
+        return np.abs(t % period - period // 2) * 4.0 / period - 1.0
+
+    wave = 0.75 * triangle(i * (c + 1) + 13 * b, 64) + 0.75 * triangle(j * (b + 1) + 5 * c, 128)
+    noise = (np.floor(uniform('input', b.size) * 256.0) - 128.0) / 256.0
+    image = (wave + noise.reshape(b.shape)).astype(np.float32)
+    assert hashlib.sha256(image.tobytes()).hexdigest() == GOLDEN['input_sha256']
+    return torch.from_numpy(image)
+
+
+def golden_error(logits: torch.Tensor, case: str) -> float:
+    """Return the largest difference of logits (2, 1000) to a recorded answer, relative to its standard deviation."""
+    want, got = GOLDEN['cases'][case], logits.double().numpy()
+    errors = [np.abs(got[:, :16] - np.array(want['first16'])).max()]
+    errors += [abs(got.mean() - want['mean']), abs(got.std() - want['std'])]
+    errors += [abs(np.sqrt((got * got).sum()) - want['l2']) / want['l2'] * want['std']]
+    assert got.argmax(1).tolist() == want['argmax']
+    return max(errors) / want['std']
