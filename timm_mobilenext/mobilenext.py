@@ -126,7 +126,7 @@ class SandGlass(nn.Module):
         (B, out_chs, ceil(H / stride), ceil(W / stride))
 
     It takes the place of an inverted residual in other networks: same input and output, and a shortcut where the
-    shapes allow one. Source: the paper, section 3; mnext.py:62-147; model.py, MBConvBlockV1 and GhostI2RBlock.
+    shapes allow one. Source: the paper; mnext.py:62-147; model.py, MBConvBlockV1 and GhostI2RBlock.
     """
 
     def __init__(
@@ -160,8 +160,8 @@ class SandGlass(nn.Module):
             stride: Stride of the last depthwise conv.
             dilation: Dilation of the depthwise convs.
             reduction_ratio: Ratio of input channels to those of the bottleneck.
-            identity_ratio: Identity tensor multiplier (paper, section 3.3): the share of the channels, counted from
-                the first, that takes the shortcut.
+            identity_ratio: Identity tensor multiplier: the share of the channels, counted from the first, that takes
+                the shortcut.
             noskip: Leave the shortcut out. Without it there is one where in_chs == out_chs and stride == 1.
             dw_kernel_size: Kernel size of the depthwise convs, in pixels.
             dw_start: Whether the block starts with a depthwise conv.
@@ -181,7 +181,8 @@ class SandGlass(nn.Module):
             dtype: Type of the parameters.
 
         Raises:
-            ValueError: If `identity_ratio` is outside [0, 1], or the block strides without a last depthwise conv.
+            ValueError: If `identity_ratio` is outside [0, 1], the block strides without a last depthwise conv, or a
+                ghost block has fewer output channels than pass the bottleneck by.
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
@@ -198,6 +199,11 @@ class SandGlass(nn.Module):
         # number of channels that enter the bottleneck, the others pass it by
         self.pw_chs = in_chs // 2 if ghost else in_chs
         self.has_bypass = ghost
+        pw_out_chs = out_chs - (in_chs - self.pw_chs)
+        if pw_out_chs < 1:
+            raise ValueError(
+                f'ghost=True lets {in_chs - self.pw_chs} of in_chs={in_chs} channels pass the bottleneck by: expected '
+                f'more than that in out_chs={out_chs}, or ghost=False.')
 
         mid_chs = in_chs // reduction_ratio
         if max_expand_ratio and mid_chs < out_chs / max_expand_ratio:
@@ -208,7 +214,7 @@ class SandGlass(nn.Module):
         dw: dict[str, Any] = dict(kernel_size=dw_kernel_size, dilation=dilation, padding=pad_type, **layers)
         self.dw_start = ConvNorm(in_chs, in_chs, groups=in_chs, **dw) if dw_start else nn.Identity()
         self.pw_reduce = ConvNorm(self.pw_chs, mid_chs, groups=pw_groups, apply_act=False, **layers)
-        self.pw_expand = ConvNorm(mid_chs, out_chs - (in_chs - self.pw_chs), groups=pw_groups, **layers)
+        self.pw_expand = ConvNorm(mid_chs, pw_out_chs, groups=pw_groups, **layers)
         self.dw_end = ConvNorm(
             out_chs, out_chs, stride=stride, groups=out_chs, apply_act=False, aa_layer=aa_layer, **dw,
         ) if dw_end else nn.Identity()
@@ -614,7 +620,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MobileNeXt) -> dict[
         if isinstance(state_dict.get(key), dict):
             state_dict = state_dict[key]
             break
-    if any(key.startswith('module.') for key in state_dict):
+    if any(key.startswith(('module.', '_orig_mod.')) for key in state_dict):  # DDP and torch.compile
         state_dict = clean_state_dict(state_dict)
     if 'features.0.0.weight' in state_dict or '_conv_stem.weight' in state_dict:
         state_dict = _from_official(state_dict, model)
