@@ -72,7 +72,7 @@ def predict(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def draw(images: torch.Tensor, labels: torch.Tensor, predictions: torch.Tensor, path: Path) -> None:
-    """Write a picture of the first images with their predictions, mistakes in red and ahead of the others."""
+    """Write a picture of images under their predictions, the mistakes first, in red and with the right label."""
     columns, rows, cell, font = 10, 4, IMAGE_SIZE + 36, ImageFont.load_default(20)
     first = (predictions == labels).long().argsort(stable=True)[:columns * rows]
     sheet = Image.new('RGB', (columns * cell, rows * cell), 'white')

@@ -55,6 +55,22 @@ _STAGES_SE = (
 )
 
 
+def _round_chs(chs: int, width_mult: float) -> int:
+    """Scale channels as the authors do, mnext.py:167-173."""
+    if not chs * width_mult >= 1:
+        raise ValueError(
+            f'width_mult={width_mult} leaves {chs * width_mult:g} of {chs} channels: expected a positive number that '
+            'leaves at least one (the paper uses 0.35 to 1.4).')
+    return make_divisible(chs * width_mult, 4 if width_mult == 0.1 else 8)
+
+
+def _round_repeats(repeats: int, depth_mult: float) -> int:
+    """Scale repeats as the authors do, utils_i2rnet.py, round_repeats."""
+    if not depth_mult > 0:
+        raise ValueError(f'depth_mult={depth_mult} leaves no blocks: expected a positive number.')
+    return math.ceil(repeats * depth_mult)
+
+
 def _fold(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
     """Return a copy of `conv` that does what `conv` then the batch norm `norm` do in evaluation mode."""
     conv = copy.deepcopy(conv)
@@ -561,22 +577,6 @@ class MobileNeXt(nn.Module):
         return x
 
 
-def _round_chs(chs: int, width_mult: float) -> int:
-    """Scale channels as the authors do, mnext.py:167-173."""
-    if not chs * width_mult >= 1:
-        raise ValueError(
-            f'width_mult={width_mult} leaves {chs * width_mult:g} of {chs} channels: expected a positive number that '
-            'leaves at least one (the paper uses 0.35 to 1.4).')
-    return make_divisible(chs * width_mult, 4 if width_mult == 0.1 else 8)
-
-
-def _round_repeats(repeats: int, depth_mult: float) -> int:
-    """Scale repeats as the authors do, utils_i2rnet.py, round_repeats."""
-    if not depth_mult > 0:
-        raise ValueError(f'depth_mult={depth_mult} leaves no blocks: expected a positive number.')
-    return math.ceil(repeats * depth_mult)
-
-
 # The authors' module names, all that this package knows of their layouts. A block of mnext.py and MBConvBlockV1 is a
 # Sequential, so the name of a layer depends on whether the block starts with a depthwise conv; GhostI2RBlock has names.
 _OFFICIAL_STEM_AND_HEAD = {
@@ -640,11 +640,11 @@ def _from_official(state_dict: dict[str, Any], model: MobileNeXt) -> dict[str, A
         match = _OFFICIAL_BLOCK.fullmatch(module)
         if name is None and match:
             index = int(match[2]) - (match[1] == 'features')  # mnext.py counts the stem as the first of its features
-            prefix, block = blocks[index] if index < len(blocks) else ('', None)
-            is_full = isinstance(getattr(block, 'dw_start', None), ConvNorm)
-            layers = {**(_OFFICIAL_FULL if is_full else _OFFICIAL_TRANSITION), **_OFFICIAL_NAMED}
-            if block is not None and match[3] in layers:
-                name = f'{prefix}.{layers[match[3]]}'
+            if 0 <= index < len(blocks):
+                prefix, block = blocks[index]
+                is_full = isinstance(block.dw_start, ConvNorm)
+                layers = {**(_OFFICIAL_FULL if is_full else _OFFICIAL_TRANSITION), **_OFFICIAL_NAMED}
+                name = f'{prefix}.{layers[match[3]]}' if match[3] in layers else None
         out[key if name is None else f'{name}.{leaf}'] = value  # an unknown key is kept for _check_fit to report
     return out
 
