@@ -129,10 +129,10 @@ def test_identity_is_the_authors_slice(name):
         assert block.identity_chs == block.out_chs // DIVISOR.get(name, 1)
         x = torch.randn(1, block.out_chs, 7, 7)
         out = block.eval()(x)
-        before = block.identity_chs
-        block.identity_chs = 0
-        assert torch.equal(out[:, :before], block(x)[:, :before] + x[:, :before])
-        assert torch.equal(out[:, before:], block(x)[:, before:])
+        chs, block.identity_chs = block.identity_chs, 0
+        branch = block(x)
+        assert torch.equal(out[:, :chs], branch[:, :chs] + x[:, :chs])
+        assert torch.equal(out[:, chs:], branch[:, chs:])
 
 
 @pytest.mark.parametrize('divisor', [1, 2, 3, 4, 5, 6, 7, 12])
@@ -483,7 +483,7 @@ def test_grad_checkpointing(name):
     torch.testing.assert_close(*grads)
 
 
-def test_arguments_of_train_py(calibrated):
+def test_arguments_of_train_py():
     """The arguments that timm's train.py passes build a model that trains."""
     model = timm.create_model(
         SMALL, pretrained=False, in_chans=1, num_classes=10, drop_rate=0.2, drop_path_rate=0.1, global_pool='catavgmax',
