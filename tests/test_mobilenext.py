@@ -332,6 +332,15 @@ def test_feature_reductions(name):
         (chs, 64 // r, 96 // r) for chs, r in zip(model.feature_info.channels(), (2, 4, 8, 16, 32), strict=True)]
 
 
+def test_width_with_a_striding_row_that_keeps_its_channels():
+    """Where the authors' code ignores a stride (row 2 at width 0.125) the reductions still are 2, 4, 8, 16, 32."""
+    model = timm.create_model('mobilenext_100', width_mult=0.125, features_only=True)
+    assert model.feature_info.channels()[1:3] == [24, 24]
+    with torch.no_grad():
+        assert [64 // f.shape[-1] for f in model(torch.randn(2, 3, 64, 64))] == model.feature_info.reduction()
+    assert model.feature_info.reduction() == [2, 4, 8, 16, 32]
+
+
 @pytest.mark.parametrize('feature_cls', ['list', 'dict', 'hook', 'getter', 'fx'])
 @pytest.mark.parametrize('name', [SMALL, 'mobilenext_s'])
 def test_feature_classes(name, feature_cls, calibrated):

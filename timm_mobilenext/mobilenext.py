@@ -349,7 +349,8 @@ class MobileNeXt(nn.Module):
             blocks = []
             for repeat in range(depths[row]):
                 stride = row_stride if repeat == 0 else 1
-                # Which depthwise convs and which blocks take the shortcut, mnext.py:75-134 and MBConvBlockV1 alike.
+                # Which depthwise convs a block has and whether a shortcut, mnext.py:75-134 and MBConvBlockV1 alike;
+                # they ignore the stride of a row that keeps its channels (row 2 at widths 0.124 to 0.138), we do not.
                 is_full = ratio == 2 or in_chs == out_chs or (keep_dws and repeat == 0)
                 has_skip = ratio != 2 and in_chs == out_chs and stride == 1 and not (keep_dws and repeat == 0)
                 if ghost:
@@ -670,7 +671,7 @@ def _check_fit(state_dict: dict[str, Any], model: MobileNeXt) -> None:
     if unknown or missing:
         raise RuntimeError(
             'The checkpoint is not of this MobileNeXt:'
-            + (f' it has {first(unknown)}, which the model has not;' if unknown else '')
+            + (f' it has {first(unknown)}, which the model does not have;' if unknown else '')
             + (f' it lacks {first(missing)};' if missing else '')
             + " expected the keys of the authors' files or of this package for the same architecture. Create the"
               ' architecture that the checkpoint was made from.')
