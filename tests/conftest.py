@@ -1,16 +1,23 @@
 """Fixtures of all tests. No test reaches outside the machine."""
+import dataclasses
+import json
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ['HF_HUB_OFFLINE'] = '1'  # read when timm imports the Hub's client
 
+import client as client_process
+import official
 import pytest
 import timm
 import torch
+from loopback import Loopback
 from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext
+from timm_mobilenext import pretrained
 
 
 def pytest_report_header() -> str:
@@ -30,3 +37,90 @@ def calibrated() -> Callable[..., torch.nn.Module]:
         update_bn([torch.randn(4, 3, 64, 64, dtype=torch.float64)], model)
         return model.eval()
     return create
+
+
+@pytest.fixture(scope='session')
+def authors_files(tmp_path_factory) -> dict[str, Path]:
+    """Files of the layout of the authors' five, with weights by formula."""
+    folder = tmp_path_factory.mktemp('authors')
+    files = {}
+    for name, source in pretrained.SOURCES.items():
+        files[name] = folder / name / 'model_best.pth.tar'
+        files[name].parent.mkdir()
+        official.save_checkpoint(files[name], name, source.ema)
+    return files
+
+
+@pytest.fixture(scope='session')
+def blobs(authors_files) -> dict[str, str]:
+    """The git blob ids of these files."""
+    return {name: pretrained.git_blob_id(path) for name, path in authors_files.items()}
+
+
+@pytest.fixture
+def known_files(authors_files, blobs, monkeypatch) -> dict[str, Path]:
+    """The same files, and this process knows them by their git blob ids."""
+    for name, source in list(pretrained.SOURCES.items()):
+        monkeypatch.setitem(pretrained.SOURCES, name, dataclasses.replace(source, blob=blobs[name]))
+    return authors_files
+
+
+@pytest.fixture
+def server(tmp_path, authors_files) -> Iterator[Loopback]:
+    """An empty Hub, and a file server with the authors' files."""
+    with Loopback(tmp_path) as server:
+        for name, path in authors_files.items():
+            (server.files / name).symlink_to(path.parent)
+        yield server
+
+
+class Client:
+    """Runs code in new processes that share their caches with each other and with nobody else."""
+
+    # forks of one process that has imported PyTorch, which is most of the time of `import timm`
+    processes = multiprocessing.get_context('forkserver')
+    processes.set_forkserver_preload(['torch', 'torchvision'])
+
+    def __init__(self, folder: Path, server: Loopback, blobs: dict[str, str]) -> None:
+        self.folder = folder
+        self.hub_cache, self.torch_cache = folder / 'hf' / 'hub', folder / 'torch' / 'hub' / 'checkpoints'
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'TIMM_', 'TORCH_'))} | {
+            'HF_ENDPOINT': server.url, 'HF_HOME': str(folder / 'hf'), 'TORCH_HOME': str(folder / 'torch'),
+            'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_TOKEN': 'hf_test', 'NO_PROXY': '127.0.0.1',
+            'AUTHORS_FILES': json.dumps({
+                name: (f'{server.url}/files/{name}/model_best.pth.tar', blob) for name, blob in blobs.items()}),
+        }
+
+    def start(self, code: str, **env: str) -> multiprocessing.process.BaseProcess:
+        """Start code in a process and do not wait for it."""
+        output = self.folder / f'run{len(list(self.folder.glob("run*")))}'
+        process = self.processes.Process(target=client_process.main, args=(code, self.env | env, self.folder, output))
+        process.start()
+        process.output = output
+        return process
+
+    def wait(self, process: multiprocessing.process.BaseProcess) -> int:
+        """Wait for a process, keep what it printed and return its exit code."""
+        process.join(timeout=300)
+        self.stdout, self.stderr = (
+            Path(f'{process.output}.{name}').read_text() for name in ('stdout', 'stderr'))
+        return process.exitcode
+
+    def fail(self, code: str, **env: str) -> str:
+        """Run code that has to end with an error, and return the error's type and message."""
+        self.run(f'try:\n    {code}\nexcept BaseException as e:\n    print(type(e).__name__ + ": " + str(e))', **env)
+        assert self.stdout, f'no error, but:\n{self.stderr}'
+        return self.stdout
+
+    def run(self, code: str, **env: str) -> str:
+        """Run code and return what it prints, or fail with what it says."""
+        assert self.wait(self.start(code, **env)) == 0, self.stdout + self.stderr
+        return self.stdout.strip()
+
+
+@pytest.fixture
+def client(tmp_path, server, blobs) -> Client:
+    """A user's machine: a Hub to talk to and empty caches."""
+    folder = tmp_path / 'client'
+    folder.mkdir()
+    return Client(folder, server, blobs)

@@ -4,11 +4,14 @@
 `data/golden.json` what their code answered (torch 2.14.1, CPU) with its weights filled by the formula below and fed
 `images()`. Both are recordings of the authors' code and are never made from ours.
 """
+import argparse
 import hashlib
 import json
 import math
 import zlib
+from collections import OrderedDict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -51,6 +54,35 @@ def state_dict(name: str) -> dict[str, torch.Tensor]:
     model = OFFICIAL['models'][name]
     keys = OFFICIAL['keys'][model['keys']]
     return {key: fill(key, shape, model['weight_gain']) for key, shape in zip(keys, model['shapes'], strict=True)}
+
+
+def case(name: str) -> str:
+    """Return the recorded answer, in float32, of the weights that the authors published for an architecture."""
+    return {'mobilenext_100_id050': 'mnext_100/div2/float32'}.get(name, f'm{name.removeprefix("mobile")}/div1/float32')
+
+
+def save_checkpoint(path: Path, name: str, ema: bool) -> None:
+    """Write a training checkpoint as the authors' saver did, in the state that torch of 2020 left it on their disks.
+
+    Args:
+        path: The file, in the container from before torch 1.6, its tensors on the first GPU.
+        name: Name of the architecture.
+        ema: Put the weights into the exponential moving average, and zeros where the others are.
+    """
+    weights = state_dict(case(name).split('/')[0])
+    names = ('square_avg', 'momentum_buffer') if ema else ('momentum_buffer',)
+    parameters = [v for k, v in weights.items() if k.endswith(('weight', 'bias'))]
+    checkpoint = dict(
+        epoch=207, arch='i2rnetv3', state_dict=OrderedDict(weights),
+        optimizer=dict(
+            state={i: {n: torch.zeros_like(p) for n in names} for i, p in enumerate(parameters)},
+            param_groups=[dict(lr=0.1, momentum=0.9, params=list(range(len(parameters))))]),
+        args=argparse.Namespace(model='i2rnetv3', batch_size=64, mean=None), version=2, metric=74.022)
+    if ema:
+        checkpoint |= dict(
+            state_dict_ema=OrderedDict(weights), state_dict=OrderedDict((k, v * 0) for k, v in weights.items()))
+    with mock.patch('torch.serialization.location_tag', return_value='cuda:0'):
+        torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
 
 
 def images() -> torch.Tensor:

@@ -55,11 +55,13 @@ def test_architectures():
         assert (entrypoint.__name__, bool(entrypoint.__doc__)) == (name, True)
 
 
-def test_no_weights_are_promised():
-    """No architecture claims pretrained weights while nobody hosts them, and asking for them says so."""
-    assert timm.list_pretrained('mobilenext*') == []
-    with pytest.raises(RuntimeError, match='No pretrained weights exist for mobilenext_100'):
-        timm.create_model('mobilenext_100', pretrained=True)
+def test_weights_are_registered():
+    """The five architectures whose weights the authors published have a repository of safetensors on the Hub."""
+    tags = timm.list_pretrained('mobilenext*')
+    assert sorted(tags) == sorted(f'mobilenext_{name}.in1k' for name in ('100', '100_id050', 's', 'l', 'l_ghost'))
+    for tag in tags:
+        cfg = timm.get_pretrained_cfg(tag)
+        assert (cfg.hf_hub_id, cfg.hf_hub_filename) == (f'timm-mobilenext/{tag}', 'model.safetensors')
 
 
 @pytest.mark.parametrize('name', ARCHITECTURES)
@@ -244,6 +246,43 @@ def test_foreign_checkpoint(kwargs):
     overlay = dict(state_dict=foreign)
     with pytest.raises(RuntimeError, match=r'it has conv1\.weight, layer1.* and \d+ more.*it lacks conv_stem\.weight'):
         timm.create_model(SMALL, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+
+
+def test_other_layouts_of_the_same_network():
+    """The layers of I2RConvBlock, which is MBConvBlockV1 under other names, are taken for what they are."""
+    theirs = official.state_dict('mnext_s')
+    full, transition = ['0', '1', '3', '4', '5', '6', '8', '9'], ['-', '-', '0', '1', '2', '3', '5', '6']
+    names = ['_project_conv', '_bn0', '_linear1', '_bn1', '_linear2', '_bn2', '_expand_conv', '_bn3']
+    renamed = {}
+    for key, value in theirs.items():
+        match = re.fullmatch(r'(_blocks\.\d+\.)features\.(\d+)(\..*)', key)
+        if match:
+            is_full = f'{match[1]}features.9.weight' in theirs
+            key = match[1] + dict(zip(full if is_full else transition, names, strict=True))[match[2]] + match[3]
+        renamed[key] = value
+    assert sum('_linear1' in key for key in renamed) == 20
+    model = timm.create_model('mobilenext_s', device='meta')
+    expected, mapped = checkpoint_filter_fn(theirs, model), checkpoint_filter_fn(renamed, model)
+    assert mapped.keys() == expected.keys()
+    assert all(mapped[key] is expected[key] for key in expected)
+
+
+def test_layout_of_another_padding():
+    """The keys of Efficientmnext, which pads and normalizes differently, load into a model that does so alone."""
+    names = {'dw_start.conv': 'dwise_conv1', 'dw_start.bn': 'bn1', 'pw_reduce.conv': 'project_layer',
+             'pw_reduce.bn': 'bn2', 'pw_expand.conv': 'expand_layer', 'pw_expand.bn': 'bn3',
+             'dw_end.conv': 'dwise_conv2', 'dw_end.bn': 'bn4', 'se.fc1': 'se.conv_reduce', 'se.fc2': 'se.conv_expand'}
+    native = timm.create_model('mobilenext_s').state_dict()
+    theirs = {}
+    for key, value in native.items():
+        match = re.fullmatch(r'(blocks\.\d+\.\d+)\.(\w+\.\w+)(\..*)', key)
+        theirs[f'{match[1]}.{names[match[2]]}{match[3]}' if match else key] = value
+    with pytest.raises(RuntimeError, match=r"class Efficientmnext.* pad_type='', bn_eps=1e-5 and bn_momentum=0\.1"):
+        checkpoint_filter_fn(theirs, timm.create_model('mobilenext_s', device='meta'))
+    model = timm.create_model('mobilenext_s', device='meta', pad_type='', bn_eps=1e-5, bn_momentum=0.1)
+    mapped = checkpoint_filter_fn(theirs, model)
+    assert mapped.keys() == native.keys()
+    assert all(mapped[key] is native[key] for key in native)
 
 
 def test_unknown_official_keys():

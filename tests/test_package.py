@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import official
 import pytest
 import timm
 import torch
 
 import timm_mobilenext
+from timm_mobilenext.pretrained import SOURCES, cached_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -62,12 +62,16 @@ def test_readme_table():
     assert tool['START'] + tool['render']() + tool['END'] in README
 
 
-def test_readme_code(tmp_path, monkeypatch):
-    """The Python of the README runs, with a checkpoint of the authors' layout where it names one."""
-    torch.save({'state_dict': official.state_dict('mnext_100'), 'epoch': 207}, tmp_path / 'model_best.pth.tar')
+def test_readme_code(tmp_path, monkeypatch, known_files):
+    """The Python of the README runs, with a file of the authors' layout in the cache and where it names one."""
+    (tmp_path / 'model_best.pth.tar').symlink_to(known_files['mobilenext_100'])
+    cached = cached_file(SOURCES['mobilenext_100'], tmp_path / 'hub' / 'checkpoints')
+    cached.parent.mkdir(parents=True)
+    cached.symlink_to(known_files['mobilenext_100'])
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
     blocks = [block.split('```')[0] for block in README.split('```python\n')[1:]]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, {})
 

@@ -10,6 +10,7 @@ No code of theirs is kept. docs/models.md lists what differs from the paper and 
 """
 import copy
 import math
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ConvNormAct, DropPath, FrozenBatchNormAct2d, LayerType, PadType, SqueezeExcite, \
+from timm.layers import Conv2dSame, ConvNormAct, DropPath, FrozenBatchNormAct2d, LayerType, PadType, SqueezeExcite, \
     create_classifier, create_conv2d, get_act_layer, get_norm_act_layer, get_norm_layer, make_divisible
 from timm.models import build_model_with_cfg, checkpoint_seq, clean_state_dict, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices  # the one private import, timm exports no public name for it
@@ -579,7 +580,7 @@ class MobileNeXt(nn.Module):
 
 
 # The authors' module names, all that this package knows of their layouts. A block of mnext.py and MBConvBlockV1 is a
-# Sequential, so the name of a layer depends on whether the block starts with a depthwise conv; GhostI2RBlock has names.
+# Sequential, so the name of a layer depends on whether the block starts with a depthwise conv; the others have names.
 _OFFICIAL_STEM_AND_HEAD = {
     'features.0.0': 'conv_stem', 'features.0.1': 'bn1', 'classifier.1': 'classifier',  # mnext.py
     '_conv_stem': 'conv_stem', '_bn0': 'bn1', '_fc': 'classifier',  # model.py
@@ -593,11 +594,17 @@ _OFFICIAL_TRANSITION = {
     '5': 'dw_end.conv', '6': 'dw_end.bn',
 }
 _OFFICIAL_NAMED = {
+    # GhostI2RBlock, and I2RBlock of the authors' efficientnet_blocks.py
     'dwise_conv1': 'dw_start.conv', 'bn1': 'dw_start.bn', 'project_layer': 'pw_reduce.conv', 'bn2': 'pw_reduce.bn',
     'expand_layer': 'pw_expand.conv', 'bn3': 'pw_expand.bn', 'dwise_conv2': 'dw_end.conv', 'bn4': 'dw_end.bn',
-    '_se_reduce': 'se.fc1', '_se_expand': 'se.fc2',
+    # I2RConvBlock
+    '_project_conv': 'dw_start.conv', '_bn0': 'dw_start.bn', '_linear1': 'pw_reduce.conv', '_bn1': 'pw_reduce.bn',
+    '_linear2': 'pw_expand.conv', '_bn2': 'pw_expand.bn', '_expand_conv': 'dw_end.conv', '_bn3': 'dw_end.bn',
+    # squeeze-excite of model.py and of efficientnet_blocks.py
+    '_se_reduce': 'se.fc1', '_se_expand': 'se.fc2', 'se.conv_reduce': 'se.fc1', 'se.conv_expand': 'se.fc2',
 }
-_OFFICIAL_BLOCK = re.compile(r'(features|_blocks)\.(\d+)\.(?:conv\.|features\.)?(\w+)')
+_OFFICIAL_BLOCK = re.compile(r'(features\.\d+|_blocks\.\d+|blocks\.\d+\.\d+)\.(?:conv\.|features\.)?((?:se\.)?\w+)')
+_EFFICIENTMNEXT_KEY = 'blocks.0.0.project_layer.weight'  # of efficientnet.py, where stem and head have our names
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: MobileNeXt) -> dict[str, Any]:
@@ -617,21 +624,29 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MobileNeXt) -> dict[
     Raises:
         RuntimeError: If keys or shapes are not the model's, but for what timm adapts: classifier and input channels.
     """
-    for key in ('state_dict_ema', 'state_dict'):
+    for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
         if isinstance(state_dict.get(key), dict):
             state_dict = state_dict[key]
             break
     if any(key.startswith(('module.', '_orig_mod.')) for key in state_dict):  # DDP and torch.compile
         state_dict = clean_state_dict(state_dict)
-    if 'features.0.0.weight' in state_dict or '_conv_stem.weight' in state_dict:
+    if {'features.0.0.weight', '_conv_stem.weight', _EFFICIENTMNEXT_KEY} & state_dict.keys():
         state_dict = _from_official(state_dict, model)
     _check_fit(state_dict, model)
     return state_dict
 
 
 def _from_official(state_dict: dict[str, Any], model: MobileNeXt) -> dict[str, Any]:
+    if _EFFICIENTMNEXT_KEY in state_dict and (isinstance(model.conv_stem, Conv2dSame) or model.bn1.eps != 1e-5):
+        raise RuntimeError(
+            "The checkpoint has the keys of the authors' class Efficientmnext, which pads symmetrically and has batch "
+            'norms of eps 1e-05 (efficientnet.py); this model does not, and would answer wrongly without an error. '
+            "Create the model with pad_type='', bn_eps=1e-5 and bn_momentum=0.1.")
     rows: Any = model.blocks
-    blocks = [(f'blocks.{row}.{i}', block) for row, blocks in enumerate(rows) for i, block in enumerate(blocks)]
+    places = {f'blocks.{row}.{i}': block for row, blocks in enumerate(rows) for i, block in enumerate(blocks)}
+    prefixes = {prefix: prefix for prefix in places}
+    for i, prefix in enumerate(places):
+        prefixes[f'_blocks.{i}'] = prefixes[f'features.{i + 1}'] = prefix  # mnext.py counts the stem as first feature
     out = {}
     for key, value in state_dict.items():
         if key.startswith('_bn1.'):
@@ -639,13 +654,11 @@ def _from_official(state_dict: dict[str, Any], model: MobileNeXt) -> dict[str, A
         module, _, leaf = key.rpartition('.')
         name = _OFFICIAL_STEM_AND_HEAD.get(module)
         match = _OFFICIAL_BLOCK.fullmatch(module)
-        if name is None and match:
-            index = int(match[2]) - (match[1] == 'features')  # mnext.py counts the stem as the first of its features
-            if 0 <= index < len(blocks):
-                prefix, block = blocks[index]
-                is_full = isinstance(block.dw_start, ConvNorm)
-                layers = {**(_OFFICIAL_FULL if is_full else _OFFICIAL_TRANSITION), **_OFFICIAL_NAMED}
-                name = f'{prefix}.{layers[match[3]]}' if match[3] in layers else None
+        if match and match[1] in prefixes:
+            prefix = prefixes[match[1]]
+            is_full = isinstance(places[prefix].dw_start, ConvNorm)
+            layers = {**(_OFFICIAL_FULL if is_full else _OFFICIAL_TRANSITION), **_OFFICIAL_NAMED}
+            name = f'{prefix}.{layers[match[2]]}' if match[2] in layers else None
         out[key if name is None else f'{name}.{leaf}'] = value  # an unknown key is kept for _check_fit to report
     return out
 
@@ -696,14 +709,18 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
     }
 
 
-# The architectures the authors trained. The licence is that of their weights, which nobody hosts in timm's form yet:
-# load their files with `pretrained_cfg_overlay=dict(file=...)`. All other architectures get the tag `untrained`.
+# Owner of the repositories on the Hub; a mirror under another name is set in the environment, before the import.
+HUB_OWNER = os.environ.get('TIMM_MOBILENEXT_HUB_OWNER') or 'timm-mobilenext'
+
+# The file name keeps timm from taking a pickle where a repository has no safetensors. The licence is that of the
+# authors' weights. All other architectures get the tag `untrained`.
+_in1k_cfg = partial(_cfg, hf_hub_filename='model.safetensors', license='bsd-3-clause-clear')
 default_cfgs = generate_default_cfgs({
-    'mobilenext_100.in1k': _cfg(license='bsd-3-clause-clear'),
-    'mobilenext_100_id050.in1k': _cfg(license='bsd-3-clause-clear'),
-    'mobilenext_s.in1k': _cfg(license='bsd-3-clause-clear'),
-    'mobilenext_l.in1k': _cfg(license='bsd-3-clause-clear'),
-    'mobilenext_l_ghost.in1k': _cfg(license='bsd-3-clause-clear'),
+    'mobilenext_100.in1k': _in1k_cfg(hf_hub_id=f'{HUB_OWNER}/mobilenext_100.in1k'),
+    'mobilenext_100_id050.in1k': _in1k_cfg(hf_hub_id=f'{HUB_OWNER}/mobilenext_100_id050.in1k'),
+    'mobilenext_s.in1k': _in1k_cfg(hf_hub_id=f'{HUB_OWNER}/mobilenext_s.in1k'),
+    'mobilenext_l.in1k': _in1k_cfg(hf_hub_id=f'{HUB_OWNER}/mobilenext_l.in1k'),
+    'mobilenext_l_ghost.in1k': _in1k_cfg(hf_hub_id=f'{HUB_OWNER}/mobilenext_l_ghost.in1k'),
 })
 
 
@@ -711,14 +728,17 @@ def _create_mobilenext(variant: str, pretrained: bool = False, **kwargs: Any) ->
     norm_args = {arg: kwargs.pop(f'bn_{arg}') for arg in ('eps', 'momentum') if f'bn_{arg}' in kwargs}
     if norm_args:  # train.py's --bn-eps and --bn-momentum
         kwargs['norm_layer'] = partial(get_norm_layer(kwargs.get('norm_layer', 'batchnorm2d')), **norm_args)
-    return build_model_with_cfg(
+    build = partial(
+        build_model_with_cfg,
         MobileNeXt,
         variant,
-        pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=kwargs.pop('out_indices', (0, 1, 2, 3, 4)), flatten_sequential=True),
-        **kwargs,
     )
+    if not pretrained:
+        return build(pretrained=False, **kwargs)
+    from timm_mobilenext.pretrained import build_pretrained  # here, it is nothing that an untrained model needs
+    return build_pretrained(build, variant, **kwargs)
 
 
 def _entrypoint(variant: str, **model_args: Any) -> Callable[..., MobileNeXt]:

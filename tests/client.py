@@ -1,0 +1,34 @@
+"""Run a test's code in a process of its own, as a user would have written it, on a Hub and caches of its own.
+
+The addresses and git blob ids of the authors' files come from the environment, since the real files are not at hand.
+"""
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+
+def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
+    """Run code in `folder` with the environment `env`; stdout and stderr go to `output` with these endings."""
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(folder)
+    for stream, name in ((sys.stdout, '.stdout'), (sys.stderr, '.stderr')):
+        os.dup2(os.open(f'{output}{name}', os.O_WRONLY | os.O_CREAT), stream.fileno())
+    warnings.simplefilter('ignore')
+
+    # Here, since the Hub's client reads the environment when it is imported
+    import huggingface_hub.utils._http
+    import official
+    import timm
+    import torch
+
+    import timm_mobilenext
+    from timm_mobilenext import pretrained
+    huggingface_hub.utils._http.time.sleep = lambda seconds: None  # 23 seconds in each retry
+    for name, (url, blob) in json.loads(env['AUTHORS_FILES']).items():
+        pretrained.SOURCES[name] = dataclasses.replace(pretrained.SOURCES[name], url=url, blob=blob)
+    torch.set_grad_enabled(False)
+    exec(code, dict(official=official, timm=timm, timm_mobilenext=timm_mobilenext, torch=torch))

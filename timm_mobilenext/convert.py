@@ -1,0 +1,254 @@
+"""Convert a checkpoint to a folder that timm and transformers load: the authors' files, and what train.py wrote.
+
+    python -m timm_mobilenext.convert mobilenext_100                           # downloads the authors' file
+    python -m timm_mobilenext.convert mobilenext_100 model_best.pth.tar        # theirs or one of your own
+
+What else there is to say: --help.
+"""
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub.errors import HTTPError
+from safetensors.torch import save_file
+from timm.data import resolve_data_config
+from timm.models import split_model_name_tag
+from timm.utils import ParseKwargs
+
+import timm_mobilenext
+from timm_mobilenext.mobilenext import checkpoint_filter_fn
+from timm_mobilenext.pretrained import SOURCES, WEIGHTS_NAME, Source, fetch, git_blob_id, read, read_official
+
+AUTHORS_LICENSE = 'bsd-3-clause-clear'
+
+
+@dataclass
+class Converted:
+    """A checkpoint as a model, and where it comes from.
+
+    Attributes:
+        model: The MobileNeXt with the checkpoint's weights, in evaluation mode.
+        provenance: What the header of the converted file says of its origin.
+        source: The authors' file, None if it is none of theirs.
+        top1: Top-1 accuracy in % that the authors or the training run report, where they do.
+    """
+
+    model: Any
+    provenance: dict[str, str]
+    source: Source | None = None
+    top1: float | None = None
+
+
+def load(
+        architecture: str,
+        checkpoint: str | Path | None = None,
+        *,
+        model_kwargs: dict[str, Any] | None = None,
+        license: str = AUTHORS_LICENSE,
+        cache_dir: str | Path | None = None,
+) -> Converted:
+    """Load a checkpoint of any supported layout into a model.
+
+    Number of classes and input channels are those of the weights. Of a checkpoint of train.py the EMA weights are
+    taken where it has them, and its arguments for the model and the images.
+
+    Args:
+        architecture: Name of the architecture.
+        checkpoint: The file, None for the authors' own, which is downloaded.
+        model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
+        license: Licence of the weights, where they are not the authors' own file.
+        cache_dir: Where downloads are kept, by default in the cache of torch.hub.
+
+    Raises:
+        OSError: If the file is not there or cannot be downloaded.
+        ValueError: If there is no such architecture, or the checkpoint is of another.
+        RuntimeError: If the file is damaged, unsafe, or does not fit the model.
+    """
+    architecture = split_model_name_tag(architecture)[0]
+    architectures = timm.list_models(module='mobilenext')
+    if architecture not in architectures:
+        raise ValueError(f'There is no {architecture!r}: expected one of {", ".join(architectures)}.')
+    if checkpoint is None and architecture not in SOURCES:
+        raise ValueError(
+            f'The authors published no weights of {architecture}, only of {", ".join(SOURCES)}: give a checkpoint.')
+    path = fetch(SOURCES[architecture], cache_dir) if checkpoint is None else Path(checkpoint)
+    blob = git_blob_id(path)
+    theirs = {source.blob: name for name, source in SOURCES.items()}.get(blob)
+    source = SOURCES[theirs] if theirs else None
+    args: dict[str, Any] = {}
+    top1 = None
+    weights: dict[str, Any]
+    if source:
+        weights, trained = read_official(source, path), theirs
+        top1 = source.top1
+    else:
+        weights = read(path)
+        args = vars(weights.get('args', argparse.Namespace()))
+        trained = split_model_name_tag(str(args.get('model') or '').rpartition('/')[2])[0]
+        if isinstance(weights.get('metric'), float) and args.get('eval_metric', 'top1') == 'top1':
+            top1 = weights['metric']
+    if trained in architectures and trained != architecture:
+        raise ValueError(
+            f'{path} holds {trained}, which {architecture} may load without an error and answer wrongly. Convert it as '
+            f'{trained}.')
+
+    model_kwargs = {**(args.get('model_kwargs') or {}), **(model_kwargs or {})}
+    if args.get('gp'):
+        model_kwargs.setdefault('global_pool', args['gp'])
+    model: Any = timm.create_model(architecture, device='meta', **model_kwargs)
+    weights = checkpoint_filter_fn(weights, model)
+    model_kwargs['in_chans'] = weights['conv_stem.weight'].shape[1]
+    model_kwargs['num_classes'] = len(weights.get('classifier.weight', ()))
+    model = timm.create_model(architecture, **model_kwargs).eval()
+    model.load_state_dict(weights)
+    model.pretrained_cfg['input_size'] = (model_kwargs['in_chans'], *model.pretrained_cfg['input_size'][1:])
+    if source is None:
+        model.pretrained_cfg.update(resolve_data_config(args, model=model), license=license)
+        model.pretrained_cfg.pop('tag', None)
+    provenance = {
+        'architecture': architecture,
+        'source': source.url if source else path.name,
+        'git_blob_id': blob,
+        'license': AUTHORS_LICENSE if source else license,
+        'converter': f'timm-mobilenext {timm_mobilenext.__version__}',
+    }
+    return Converted(model, provenance, source, top1)
+
+
+def save(converted: Converted, folder: Path, label_names: list[str] | None = None) -> None:
+    """Write `model.safetensors` and `config.json` and check that timm reads the same weights back.
+
+    Args:
+        converted: The model and its provenance.
+        folder: An empty folder.
+        label_names: Names of the classes in the order of the logits; None for ImageNet-1k, whose names timm and
+            transformers know.
+
+    Raises:
+        ValueError: If there are not as many names as classes.
+        RuntimeError: If timm does not read the same weights back.
+    """
+    model = converted.model
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise ValueError(f'There are {len(label_names)} label names, expected {model.num_classes}, one for each class.')
+    labels = dict(label_names=label_names) if label_names else None
+    timm.models.save_for_hf(model, str(folder), safe_serialization=True, model_config=labels)
+    # once more, with the provenance that timm has no place for; transformers asks for the format
+    save_file(model.state_dict(), folder / WEIGHTS_NAME, metadata={'format': 'pt', **converted.provenance})
+    config_file = folder / 'config.json'
+    config = json.loads(config_file.read_text())
+    # timm repeats here what the config says elsewhere; transformers passes it on and fails over num_classes given twice
+    defaults = dict(num_classes=model.num_classes, in_chans=3, global_pool='avg')
+    kept = {k: v for k, v in config.pop('model_args', {}).items() if k not in defaults or v != defaults[k]}
+    if kept:
+        config['model_args'] = kept
+    config_file.write_text(json.dumps(config, indent=2) + '\n')
+    os.chmod(folder / WEIGHTS_NAME, config_file.stat().st_mode)  # safetensors lets nobody else read what it writes
+
+    expected, found = model.state_dict(), timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
+    if found.keys() != expected.keys() or not all(torch.equal(found[k], expected[k]) for k in expected):
+        raise RuntimeError(f'timm does not read the weights back that were written to {folder}. Please report this.')
+
+
+@contextlib.contextmanager
+def new_folder(output: str | Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes `output` in the end, or nothing if it was not filled without an error.
+
+    Raises:
+        FileExistsError: If there is something at `output` already.
+    """
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f'{output} exists: expected a new folder. Remove it, or give another with --output.')
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.timm-mobilenext-', dir=output.parent) as work:
+        folder = Path(work) / output.name
+        folder.mkdir()
+        yield folder
+        os.rename(folder, output)
+
+
+def convert(
+        architecture: str,
+        checkpoint: str | Path | None = None,
+        output: str | Path | None = None,
+        *,
+        label_names: list[str] | None = None,
+        **kwargs: Any,
+) -> Path:
+    """Convert a checkpoint to a folder with `model.safetensors` and `config.json`.
+
+    Args:
+        architecture: Name of the architecture.
+        checkpoint: The file, None for the authors' own, which is downloaded.
+        output: The folder, by default the architecture's name.
+        label_names: See `save`.
+        **kwargs: See `load`.
+
+    Returns:
+        The folder. timm loads it as `local-dir:FOLDER`, and its weights with `checkpoint_path=`.
+
+    Raises:
+        OSError, ValueError, RuntimeError: See `load` and `save`; nothing is left behind then.
+    """
+    output = Path(output or architecture)
+    with new_folder(output) as folder:
+        save(load(architecture, checkpoint, **kwargs), folder, label_names)
+    return output
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a command line parser with the arguments of all conversions."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('architecture', help='name of the architecture')
+    parser.add_argument('checkpoint', nargs='?', help="checkpoint file; without it the authors' own is downloaded")
+    parser.add_argument('--output', '-o', metavar='DIR', help="new folder (default: the architecture's name)")
+    parser.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one a line')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+                        help='arguments of the model, such as width_mult=1.1')
+    parser.add_argument('--license', default=AUTHORS_LICENSE, metavar='ID', help=(
+        'licence of weights that are no file of the authors; weights fine-tuned from theirs are under theirs '
+        '(default: %(default)s)'))
+    parser.add_argument('--cache-dir', metavar='DIR', help='where downloads are kept')
+    return parser
+
+
+def arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the parser of all conversions read, as the arguments of `convert`."""
+    names = Path(args.label_names).read_text(encoding='utf-8').split('\n') if args.label_names else None
+    return dict(
+        architecture=args.architecture, checkpoint=args.checkpoint, output=args.output, model_kwargs=args.model_kwargs,
+        license=args.license, cache_dir=args.cache_dir,
+        label_names=[name.strip() for name in names if name.strip()] if names else None)
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """End a command with the message of what went wrong in the place of a traceback."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, HTTPError) as error:
+        sys.exit(f'error: {error}')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    args = parser(__doc__ or '').parse_args(argv)
+    with clear_errors():
+        folder = convert(**arguments(args))
+    print(f"{folder}: timm.create_model('local-dir:{folder}', pretrained=True), or "
+          f"checkpoint_path='{folder / WEIGHTS_NAME}' where a script takes a file")
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

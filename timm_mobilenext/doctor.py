@@ -1,0 +1,96 @@
+"""What is installed and where weights would come from: `python -m timm_mobilenext` prints it, fit for a bug report."""
+import platform
+import threading
+import time
+from typing import Any
+
+import huggingface_hub
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import timm_mobilenext
+from timm_mobilenext.pretrained import SOURCES, locate
+
+# Top-1 accuracy in % as the paper and the authors' README state it, of what they published no weights of. That of the
+# others is in SOURCES.
+CLAIMED_TOP1 = {
+    'mobilenext_035': 64.7, 'mobilenext_050': 67.7, 'mobilenext_075': 72.0, 'mobilenext_140': 76.1,
+    'mobilenext_100_id033': 73.91, 'mobilenext_100_id025': 73.68,
+}
+_NETWORK_SECONDS = 4.
+
+
+def count(model: Any) -> tuple[int, int, int]:
+    """Return the parameters of a model and its multiply-adds and activations at the size of its images.
+
+    Multiply-adds are those of convolutions and linear layers, activations the elements that these put out, as in
+    timm's tables; both for one image.
+
+    Args:
+        model: A model that timm created.
+    """
+    activations = 0
+
+    def add(module: torch.nn.Module, args: object, out: torch.Tensor) -> None:
+        nonlocal activations
+        activations += out.numel()
+
+    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    parameter = next(model.parameters())
+    image = torch.zeros(1, *model.pretrained_cfg['input_size'], device=parameter.device, dtype=parameter.dtype)
+    training = model.training
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(image)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, activations
+
+
+def top1(architecture: str) -> float:
+    """Return the top-1 accuracy on ImageNet-1k, in %, that the authors report of an architecture."""
+    return round(SOURCES[architecture].top1, 2) if architecture in SOURCES else CLAIMED_TOP1[architecture]
+
+
+def report() -> str:
+    """Return the versions, the architectures and where the weights of each would come from now."""
+    names = timm.list_models(module='mobilenext')
+    places = dict.fromkeys(names, f'no answer within {_NETWORK_SECONDS:g} seconds')
+    # Daemons: a name server that does not answer holds its thread far longer than any timeout set here.
+    threads = [
+        threading.Thread(target=lambda name=name: places.update({name: locate(name, _NETWORK_SECONDS)}), daemon=True)
+        for name in names
+    ]
+    deadline = time.monotonic() + _NETWORK_SECONDS
+    for thread in threads:
+        thread.start()
+    rows = []
+    for name in names:
+        params, madds, _ = count(timm.create_model(name, device='meta'))
+        rows.append(f'{name:<22}{params / 1e6:>10.3f}{madds / 1e6:>11.1f}{top1(name)!s:>11}  ')
+    for thread in threads:
+        thread.join(max(0., deadline - time.monotonic()))
+    versions = {
+        'timm-mobilenext': timm_mobilenext.__version__, 'timm': timm.__version__, 'torch': torch.__version__,
+        'huggingface_hub': huggingface_hub.__version__, 'Python': platform.python_version(),
+    }
+    return '\n'.join([
+        ', '.join(f'{name} {version}' for name, version in versions.items()) + f', {platform.platform()}',
+        '',
+        f'{"architecture":<22}{"params (M)":>10}{"MAdds (M)":>11}{"top-1 (%)":>11}  weights',
+        *(row + places[name] for name, row in zip(names, rows, strict=True)),
+        '',
+        'Params and MAdds (multiply-adds at 224 px) are counted. Top-1, on ImageNet-1k, is as the authors report it.',
+        '',
+        'import timm_mobilenext  # this line registers the models with timm',
+    ])
+
+
+def main() -> int:
+    """Print the report."""
+    print(report())
+    return 0
