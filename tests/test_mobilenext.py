@@ -551,7 +551,7 @@ def test_arguments_of_train_py():
     (dict(identity_ratio=-0.1), r'identity_ratio=-0\.1'),
     (dict(identity_ratio=2, depth_mult=0.1), 'identity_ratio=2'),  # no block left that has a shortcut
     (dict(output_stride=4), 'output_stride=4 is not supported: expected 8, 16 or 32'),
-    (dict(weight_init='jax'), "weight_init='jax' is not supported: expected 'fan_out' or 'torch'"),
+    (dict(weight_init='jax'), "weight_init='jax' is not supported: expected 'fan_out', 'torch' or 'skip'"),
 ])
 def test_bad_arguments(kwargs, message):
     """A bad argument is named with its value, what was expected and the remedy."""

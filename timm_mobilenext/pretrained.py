@@ -274,6 +274,8 @@ def locate(variant: str, timeout: float) -> str:
         return f'Hub ({cfg.hf_hub_id}), gated: accept its conditions there'
     except (OSError, HTTPError) as error:
         reason = f'the Hub says {type(error).__name__}'
+        if not _is_out_of_reach(error):
+            source = None
     try:
         if source:
             with urllib.request.urlopen(urllib.request.Request(source.url, method='HEAD'), timeout=timeout):
@@ -284,7 +286,7 @@ def locate(variant: str, timeout: float) -> str:
 
 
 def _is_out_of_reach(error: Exception) -> bool:
-    """Whether the Hub has no such repository for this user, or does not answer and its cache is empty."""
+    """Return whether the Hub has no such repository for this user, or does not answer and its cache is empty."""
     if constants.HF_HUB_OFFLINE or isinstance(error, GatedRepoError):
         return False
     if isinstance(error, HfHubHTTPError):  # other than these: no such revision or file, a disabled repository

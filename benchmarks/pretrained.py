@@ -1,0 +1,99 @@
+"""Time `create_model(pretrained=True)` with warm caches beside timm's mobilenetv2_100, and convert's peak memory.
+
+    python benchmarks/pretrained.py [--rounds 21]
+
+The weights come from the Hub of tests/loopback.py, in a folder that is removed; the network is not used. Each round
+takes one sample of each, so that what else the machine does falls on all alike; the medians are compared.
+"""
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / 'tests'))
+
+# What runs in a process of its own, after the environment says where the Hub and the caches are.
+MEASURE = """
+import dataclasses, json, logging, sys, time
+import timm, torch
+import timm_mobilenext
+from timm_mobilenext import pretrained
+logging.disable(logging.WARNING)
+authors, blob, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+source = dataclasses.replace(pretrained.SOURCES['mobilenext_100_id050'], url=authors, blob=blob)
+pretrained.SOURCES['mobilenext_100_id050'] = source
+names = {'mobilenetv2_100': 'mobilenetv2_100.ra_in1k', 'mobilenext_100': 'mobilenext_100',
+         "mobilenext_100_id050, authors' file": 'mobilenext_100_id050'}
+times = {name: [] for name in names}
+for i in range(rounds + 1):
+    for name, model in names.items():
+        start = time.perf_counter()
+        timm.create_model(model, pretrained=True)
+        if i:  # the first fills the caches
+            times[name].append(time.perf_counter() - start)
+print(json.dumps(times))
+"""
+
+CONVERT = """
+import re, time
+from timm_mobilenext.convert import main
+start = time.perf_counter()
+{}
+print(int(re.search(r'VmHWM: +(\\d+)', open('/proc/self/status').read().replace(chr(9), ' '))[1]) / 1024)
+print(time.perf_counter() - start)
+"""
+
+
+def main() -> None:
+    """Print the medians, their ratios to mobilenetv2_100, and the peak memory."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--rounds', type=int, default=21, help='samples of each (default: %(default)s)')
+    rounds = parser.parse_args().rounds
+    os.environ['HF_HUB_OFFLINE'] = '1'  # for this process, which writes what the Hub serves
+
+    import official
+    import timm
+    from loopback import Loopback
+
+    import timm_mobilenext  # noqa: F401 - registers the models
+    from timm_mobilenext.pretrained import git_blob_id
+    print(f'timm {timm.__version__}, {platform.machine()}, {os.cpu_count()} cores, {rounds} rounds')
+    with tempfile.TemporaryDirectory() as work, Loopback(Path(work)) as server:
+        for name, owner in (('mobilenetv2_100.ra_in1k', 'timm'), ('mobilenext_100.in1k', 'timm-mobilenext')):
+            timm.models.save_for_hf(
+                timm.create_model(name.split('.')[0]), server.hub / owner / name, safe_serialization=True)
+        authors = server.files / 'half' / 'model_best.pth.tar'
+        authors.parent.mkdir()
+        official.save_checkpoint(authors, 'mobilenext_100_id050', ema=False)
+        env = os.environ | {'HF_ENDPOINT': server.url, 'HF_HOME': f'{work}/hf', 'TORCH_HOME': f'{work}/torch'}
+        env.pop('HF_HUB_OFFLINE')
+        args = [f'{server.url}/files/half/model_best.pth.tar', git_blob_id(authors), str(rounds)]
+        for title, extra in (('with the Hub asked', {}), ('HF_HUB_OFFLINE=1', {'HF_HUB_OFFLINE': '1'})):
+            times = json.loads(subprocess.run(
+                [sys.executable, '-c', MEASURE, *args], env=env | extra, check=True, stdout=subprocess.PIPE).stdout)
+            base = statistics.median(times['mobilenetv2_100'])
+            for name, samples in times.items():
+                median = statistics.median(samples)
+                low, *_, high = statistics.quantiles(samples, n=4)
+                print(f'{title:<20}{name:<38}{median * 1e3:7.1f} ms ({low * 1e3:.1f} to {high * 1e3:.1f})'
+                      f'{median / base:7.2f}x')
+        largest = Path(work) / 'largest.pth.tar'
+        official.save_checkpoint(largest, 'mobilenext_l_ghost', ema=True)
+        convert = f"main(['mobilenext_l_ghost', {str(largest)!r}, '-o', '{work}/converted'])"
+        (imports, _), (peak, seconds) = (
+            map(float, subprocess.run(
+                [sys.executable, '-c', CONVERT.format(code)], check=True, stdout=subprocess.PIPE, text=True,
+            ).stdout.split()[-2:])
+            for code in ('', convert))
+        print(f'convert, {largest.stat().st_size / 1e6:.0f} MB: peak {peak:.0f} MiB, {imports:.0f} MiB of it imports, '
+              f'{seconds:.1f} s')
+
+
+if __name__ == '__main__':
+    main()
