@@ -34,7 +34,7 @@ def calibrated() -> Callable[..., torch.nn.Module]:
     def create(name: str, **kwargs) -> torch.nn.Module:
         torch.manual_seed(0)
         model = timm.create_model(name, dtype=torch.float64, **kwargs)
-        update_bn([torch.randn(4, 3, 64, 64, dtype=torch.float64)], model)
+        update_bn([torch.randn(4, kwargs.get('in_chans', 3), 64, 64, dtype=torch.float64)], model)
         return model.eval()
     return create
 

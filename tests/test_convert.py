@@ -18,10 +18,9 @@ SMALL = 'mobilenext_035'
 
 
 @pytest.fixture
-def tuned(tmp_path):
+def tuned(tmp_path, calibrated):
     """A checkpoint as train.py writes it of a model for five classes of grey images, and the model."""
-    torch.manual_seed(0)
-    model = timm.create_model(SMALL, num_classes=5, in_chans=1, identity_ratio=0.5).eval()
+    model = calibrated(SMALL, num_classes=5, in_chans=1, identity_ratio=0.5).float()
     path = tmp_path / 'checkpoint-3.pth.tar'
     args = argparse.Namespace(
         model=SMALL, num_classes=5, in_chans=1, model_kwargs={'identity_ratio': 0.5}, gp=None, eval_metric='top1',
@@ -73,6 +72,7 @@ def test_trained_model(tuned, tmp_path):
     x = torch.randn(2, 1, 96, 96)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
+        assert model(x).std() > 1e-3
     data = resolve_model_data_config(loaded)
     assert (data['input_size'], data['mean'], data['crop_pct']) == ((1, 96, 96), [0.5], 1.0)
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())

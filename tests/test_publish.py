@@ -70,7 +70,7 @@ def test_published_model_comes_back(server, client, published, checkpoint):
     assert (card.data.license, card.data.datasets, card.data.eval_results) == ('mit', ['me/abc'], None)
     assert not (server.hub / 'me' / 'mine' / 'LICENSE').exists()
     client.run(f"""
-weights = torch.load({str(checkpoint)!r})
+weights = torch.load({str(checkpoint)!r}, weights_only=True)
 for name in ('hf-hub:me/mine', {pinned!r}):
     model = timm.create_model(name, pretrained=True)
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
@@ -86,7 +86,7 @@ def test_other_weights_are_kept(server, client, published, checkpoint):
     client.run(PUBLISH.format(published))
     assert card.read_text() == 'My own words.'
     before = (server.hub / 'me' / 'mine' / 'model.safetensors').read_bytes()
-    torch.save({k: v + 1 for k, v in torch.load(checkpoint).items()}, checkpoint)
+    torch.save({k: v + 1 for k, v in torch.load(checkpoint, weights_only=True).items()}, checkpoint)
     shutil.rmtree(client.folder / 'mine')
     error = client.fail(f"__import__('timm_mobilenext.publish').publish.main({published})")
     assert 'SystemExit: error: me/mine has other weights than mine, nothing was uploaded.' in error

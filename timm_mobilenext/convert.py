@@ -37,12 +37,14 @@ class Converted:
 
     Attributes:
         model: The MobileNeXt with the checkpoint's weights, in evaluation mode.
+        model_args: Arguments of the model that are not the architecture's.
         provenance: What the header of the converted file says of its origin.
         source: The authors' file, None if it is none of theirs.
         top1: Top-1 accuracy in % that the authors or the training run report, where they do.
     """
 
     model: Any
+    model_args: dict[str, Any]
     provenance: dict[str, str]
     source: Source | None = None
     top1: float | None = None
@@ -121,7 +123,7 @@ def load(
         'license': AUTHORS_LICENSE if source else license,
         'converter': f'timm-mobilenext {timm_mobilenext.__version__}',
     }
-    return Converted(model, provenance, source, top1)
+    return Converted(model, model_kwargs, provenance, source, top1)
 
 
 def save(converted: Converted, folder: Path, label_names: list[str] | None = None) -> None:
@@ -141,7 +143,8 @@ def save(converted: Converted, folder: Path, label_names: list[str] | None = Non
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f'There are {len(label_names)} label names, expected {model.num_classes}, one for each class.')
     labels = dict(label_names=label_names) if label_names else None
-    timm.models.save_for_hf(model, str(folder), safe_serialization=True, model_config=labels)
+    timm.models.save_for_hf(
+        model, str(folder), safe_serialization=True, model_config=labels, model_args=converted.model_args)
     # once more, with the provenance that timm has no place for; transformers asks for the format
     save_file(model.state_dict(), folder / WEIGHTS_NAME, metadata={'format': 'pt', **converted.provenance})
     config_file = folder / 'config.json'
