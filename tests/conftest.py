@@ -30,3 +30,12 @@ def calibrated() -> Callable[..., torch.nn.Module]:
         update_bn([torch.randn(4, 3, 64, 64, dtype=torch.float64)], model)
         return model.eval()
     return create
+
+
+@pytest.fixture(scope='session')
+def timm_scripts() -> Path:
+    """The folder of timm's scripts, which are in no package of it."""
+    folder = Path(os.environ.get('TIMM_SCRIPTS', Path(__file__).parent.parent.parent / 'pytorch-image-models'))
+    if not (folder / 'train.py').exists():
+        pytest.skip(f'no checkout of timm in {folder}: set TIMM_SCRIPTS to one to run its scripts')
+    return folder
