@@ -8,6 +8,8 @@ os.environ['HF_HUB_OFFLINE'] = '1'  # read when timm imports the Hub's client
 import pytest
 import timm
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext
@@ -30,6 +32,18 @@ def calibrated() -> Callable[..., torch.nn.Module]:
         update_bn([torch.randn(4, 3, 64, 64, dtype=torch.float64)], model)
         return model.eval()
     return create
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real digits that come with scikit-learn, 8 x 8 pixels, as a folder of images; a fifth is for validation."""
+    root = tmp_path_factory.mktemp('digits')
+    data = load_digits()
+    for i, (image, label) in enumerate(zip(data.images, data.target, strict=True)):
+        folder = root / ('train' if i % 5 else 'validation') / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15.9375).astype('uint8')).save(folder / f'{i}.png')  # 0..16 -> 0..255
+    return root
 
 
 @pytest.fixture(scope='session')

@@ -102,6 +102,17 @@ def test_models_are_registered_with_the_timm_of_the_script(tmp_path):
     assert str(tmp_path / 'script.py') in result.stderr.splitlines()[1]
 
 
+@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+def test_data_workers(tmp_path, method):
+    """Data workers that start in a Python of their own find the script's dataset."""
+    (tmp_path / 'script.py').write_text(
+        'import sys\nclass Squares(list): pass\nif __name__ == "__main__":\n'
+        '    from torch.utils.data import DataLoader\n'
+        '    loader = DataLoader(Squares([0, 1, 4]), num_workers=1, multiprocessing_context=sys.argv[1])\n'
+        '    print([int(x) for x in loader])')
+    assert python('-m', 'timm_mobilenext', 'script.py', method, cwd=tmp_path).stdout == '[0, 1, 4]\n'
+
+
 @pytest.mark.parametrize('args', [
     ('missing.py',), ('-m', 'missing.module'), ('-m',), ('--flag',), ('autoload', 'maybe'), ('autoload',)])
 def test_bad_input(tmp_path, args):
