@@ -14,6 +14,8 @@ import pytest
 import timm
 import torch
 from loopback import Loopback
+from PIL import Image
+from sklearn.datasets import load_digits
 from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext
@@ -124,3 +126,24 @@ def client(tmp_path, server, blobs) -> Client:
     folder = tmp_path / 'client'
     folder.mkdir()
     return Client(folder, server, blobs)
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real digits that come with scikit-learn, 8 x 8 pixels, as a folder of images; a fifth is for validation."""
+    root = tmp_path_factory.mktemp('digits')
+    data = load_digits()
+    for i, (image, label) in enumerate(zip(data.images, data.target, strict=True)):
+        folder = root / ('train' if i % 5 else 'validation') / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15.9375).astype('uint8')).save(folder / f'{i}.png')  # 0..16 -> 0..255
+    return root
+
+
+@pytest.fixture(scope='session')
+def timm_scripts() -> Path:
+    """The folder of timm's scripts, which are in no package of it."""
+    folder = Path(os.environ.get('TIMM_SCRIPTS', Path(__file__).parent.parent.parent / 'pytorch-image-models'))
+    if not (folder / 'train.py').exists():
+        pytest.skip(f'no checkout of timm in {folder}: set TIMM_SCRIPTS to one to run its scripts')
+    return folder

@@ -1,0 +1,147 @@
+"""The launcher, `python -m timm_mobilenext`: what runs under it runs as under Python, with the models registered."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+SCRIPT = """
+import os, signal, sys
+if __name__ == '__main__':
+    print([str(x) for x in sys.argv], sys.path[0], __name__, __file__, __package__, sys.modules['__main__'].__file__)
+    print('timm' in sys.modules, 'torch' in sys.modules, sys.stdin.read())
+    if sys.argv[1] == 'raise':
+        raise ValueError('of the script')
+    if sys.argv[1] == 'interrupt':
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    if sys.argv[1] == 'terminate':
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    if sys.argv[1] == 'message':
+        sys.exit('a last word')
+    sys.exit(7)
+"""
+
+
+def python(*args: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Run this Python on the arguments."""
+    return subprocess.run(
+        [sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, input='stdin', timeout=120)
+
+
+def same(alone: subprocess.CompletedProcess, launched: subprocess.CompletedProcess) -> bool:
+    return (alone.returncode, alone.stdout, alone.stderr) == (
+        launched.returncode, launched.stdout, launched.stderr)
+
+
+@pytest.mark.parametrize('end', ['exit', 'raise', 'interrupt', 'terminate', 'message'])
+def test_script_runs_as_under_python(tmp_path, end):
+    """A script gets the argv, path, file and stdin, and leaves the exit code, signal and traceback, of plain Python."""
+    folder = tmp_path / 'scripts'
+    folder.mkdir()
+    (folder / 'script.py').write_text(SCRIPT)
+    args = ('scripts/script.py', end, '-m', '--flag')
+    alone = python(*args, cwd=tmp_path)
+    assert f'{folder} __main__ {folder / "script.py"}' in alone.stdout
+    assert alone.returncode
+    assert same(alone, python('-m', 'timm_mobilenext', *args, cwd=tmp_path))
+
+
+def test_module_runs_as_under_python(tmp_path):
+    """A module of a package gets and leaves the same as under `python -m`."""
+    package = tmp_path / 'package'
+    package.mkdir()
+    (package / '__init__.py').write_text('import sys; print(sys.argv)')
+    (package / 'module.py').write_text(SCRIPT)
+    alone = python('-m', 'package.module', 'raise', '-m', cwd=tmp_path)
+    launched = python('-m', 'timm_mobilenext', '-m', 'package.module', 'raise', '-m', cwd=tmp_path)
+    assert 'package' in alone.stdout
+    assert alone.stdout == launched.stdout
+    assert alone.returncode == launched.returncode == 1
+    title, *traceback = launched.stderr.splitlines(keepends=True)
+    assert alone.stderr.startswith(title)
+    assert alone.stderr.endswith(''.join(traceback))  # between the two it has Python's own runpy
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='safe_path came with Python 3.11')
+def test_safe_path(tmp_path):
+    """Under -P the folder of the script stays off the path, as under plain Python."""
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    alone = python('-P', 'script.py', 'exit', cwd=tmp_path)
+    assert f' {tmp_path} ' not in alone.stdout
+    assert same(alone, python('-P', '-m', 'timm_mobilenext', 'script.py', 'exit', cwd=tmp_path))
+
+
+def test_syntax_error(tmp_path):
+    """A script that does not compile is reported as by plain Python."""
+    (tmp_path / 'script.py').write_text('x = (')
+    alone = python('script.py', cwd=tmp_path)
+    assert same(alone, python('-m', 'timm_mobilenext', 'script.py', cwd=tmp_path))
+
+
+def test_main_module_outlives_the_script(tmp_path):
+    """Exit handlers still find the script as __main__, as pickle and spawned processes need it."""
+    (tmp_path / 'script.py').write_text(
+        'import atexit, pickle\nclass C: pass\natexit.register(lambda: print(pickle.loads(pickle.dumps(C)) is C))')
+    assert python('-m', 'timm_mobilenext', 'script.py', cwd=tmp_path).stdout == 'True\n'
+
+
+def test_models_are_registered_with_the_timm_of_the_script(tmp_path):
+    """The timm beside the script wins, the models are in it, and the package imports as anywhere else."""
+    (tmp_path / 'timm').symlink_to(Path(timm.__file__).parent)
+    (tmp_path / 'script.py').write_text(
+        'import timm\nprint(timm.__file__)\nprint(len(timm.list_models("mobilenext*")))\n'
+        'from timm_mobilenext import MobileNeXt\nprint(MobileNeXt.__module__)\n'
+        'timm.create_model("mobilenext_999")')
+    result = python('-W', 'error::UserWarning', '-m', 'timm_mobilenext', 'script.py', cwd=tmp_path)
+    assert result.stdout.split() == [
+        str(tmp_path / 'timm' / '__init__.py'), str(len(timm.list_models('mobilenext*'))), 'timm_mobilenext.mobilenext']
+    assert result.stderr.splitlines()[-1] == 'RuntimeError: Unknown model (mobilenext_999)'
+    assert str(tmp_path / 'script.py') in result.stderr.splitlines()[1]
+
+
+@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+def test_data_workers(tmp_path, method):
+    """Data workers that start in a Python of their own find the script's dataset."""
+    (tmp_path / 'script.py').write_text(
+        'import sys\nclass Squares(list): pass\nif __name__ == "__main__":\n'
+        '    from torch.utils.data import DataLoader\n'
+        '    loader = DataLoader(Squares([0, 1, 4]), num_workers=1, multiprocessing_context=sys.argv[1])\n'
+        '    print([int(x) for x in loader])')
+    assert python('-m', 'timm_mobilenext', 'script.py', method, cwd=tmp_path).stdout == '[0, 1, 4]\n'
+
+
+@pytest.mark.parametrize('args', [
+    ('missing.py',), ('-m', 'missing.module'), ('-m',), ('--flag',), ('autoload', 'maybe'), ('autoload',)])
+def test_bad_input(tmp_path, args):
+    """What cannot be run is answered by one line that names it and says what was expected."""
+    result = python('-m', 'timm_mobilenext', *args, cwd=tmp_path)
+    assert result.returncode in (1, 2)
+    assert result.stdout == ''
+    line, = result.stderr.splitlines()
+    assert line.startswith('timm_mobilenext: ')
+    assert args[-1] in line
+
+
+def test_help(tmp_path):
+    """--help says how to run it, without the import of PyTorch."""
+    result = python('-X', 'importtime', '-m', 'timm_mobilenext', '--help', cwd=tmp_path)
+    assert 'python -m timm_mobilenext SCRIPT.py [ARGS]' in result.stdout
+    assert 'torch' not in result.stderr
+
+
+def test_attached_module_option(tmp_path):
+    """`python -mtimm_mobilenext` is the launcher too."""
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    assert 'False False stdin' in python('-mtimm_mobilenext', 'script.py', 'exit', cwd=tmp_path).stdout
+
+
+def test_modules_of_the_package_import_the_models(tmp_path):
+    """Only the launcher puts the import off: a module that imports the package finds all of it, under -m as well."""
+    (tmp_path / 'module.py').write_text('')
+    (tmp_path / 'package').mkdir()
+    (tmp_path / 'package' / '__init__.py').write_text('from timm_mobilenext import MobileNeXt; print(MobileNeXt)')
+    (tmp_path / 'package' / '__main__.py').write_text('')
+    assert 'MobileNeXt' in python('-m', 'package', 'timm_mobilenext', cwd=tmp_path).stdout

@@ -1,0 +1,117 @@
+"""docs/training.md: its commands run, in order, in one folder; those for a GPU or the network say so."""
+import csv
+import importlib.util
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / 'docs' / 'training.md').read_text()
+SCRIPTS = 'pytorch-image-models'
+# what makes the commands short enough for a test, behind the options that they have
+SHORT = {
+    'train.py': '--model mobilenext_035 --img-size 64 --epochs 1 --warmup-epochs 0 -j 1',
+    'validate.py': '--model mobilenext_035 --img-size 64 -j 1',
+    'inference.py': '--model mobilenext_035 --img-size 64 -j 1',
+    'onnx_export.py': '--model mobilenext_035 --img-size 64',
+    'benchmark.py': '--model mobilenext_035 --img-size 64 -b 2 --num-warm-iter 1 --num-bench-iter 5',
+    'ddp.py': '--img-size 64 --epochs 1 --warmup-epochs 0',
+}
+NEEDS = {
+    'inference.py': ['pandas'], 'onnx_export.py': ['onnx', 'onnxruntime'], 'wds/': ['webdataset']}
+
+
+def commands() -> list[str]:
+    """Return the commands without a mark, but for those of autoload, which test_autoload.py runs."""
+    found = []
+    for block in re.findall(r'```sh\n(.*?)```', TEXT, re.DOTALL):
+        if not block.startswith('# needs '):
+            found += block.replace('\\\n', ' ').strip().splitlines()
+    return [command for command in found if ' autoload ' not in command]
+
+
+@pytest.fixture(scope='module')
+def folder(digits, tmp_path_factory) -> Path:
+    """A folder as the page has it: the recipes, images, shards and a teacher; the scripts where there is a checkout."""
+    folder = tmp_path_factory.mktemp('training')
+    for name in ('recipes', 'examples'):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / 'images').symlink_to(digits)
+    (folder / 'shards').mkdir()
+    for name, split, part in (
+            ('train-0000', 'train', 0), ('train-0001', 'train', 1), ('validation-0000', 'validation', None)):
+        with tarfile.open(folder / 'shards' / f'{name}.tar', 'w') as tar:
+            for i, path in enumerate(sorted((digits / split).rglob('*.png'))):
+                if part in (None, i % 2):
+                    tar.add(path, f'{path.stem}.png')
+                    label = path.with_suffix('.cls')
+                    label.write_text(path.parent.name)
+                    tar.add(label, f'{path.stem}.cls')
+                    label.unlink()
+    teacher = timm.create_model('test_efficientnet', num_classes=10)
+    timm.models.save_for_hf(teacher, str(folder / 'teacher'))
+    return folder
+
+
+def test_marks():
+    """What a command needs that no test has is the network or GPUs, and no page names another mark."""
+    assert set(re.findall(r'# needs (.*)', TEXT)) == {'the network', 'GPUs', 'the network and GPUs'}
+    assert len(commands()) > 10
+
+
+@pytest.mark.parametrize('command', commands(), ids=lambda text: ' '.join(re.findall(r'\w+\.py', text)))
+def test_command(command, folder, request):
+    """The command runs, shortened."""
+    words = shlex.split(command, comments=True)
+    for key, modules in NEEDS.items():
+        missing = [module for module in modules if any(
+            key in word for word in words) and not importlib.util.find_spec(module)]
+        if missing:
+            pytest.skip(f'{missing[0]} is not installed')
+    if SCRIPTS in command and not (folder / SCRIPTS).exists():
+        (folder / SCRIPTS).symlink_to(request.getfixturevalue('timm_scripts'))
+    programs = {'python': [sys.executable], 'torchrun': [sys.executable, '-m', 'torch.distributed.run']}
+    script = [Path(word).name for word in words if word.endswith('.py')][-1]
+    short = SHORT.get(script, '').replace('--epochs 1', '--epochs 2' if '--resume' in words else '--epochs 1')
+    result = subprocess.run(
+        [*programs[words[0]], *words[1:], *short.split()], cwd=folder, capture_output=True,
+        text=True, timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert result.returncode == 0, result.stderr
+
+
+def test_stopped_training_is_resumed_and_validated(digits, timm_scripts, tmp_path):
+    """Resumed, train.py goes on with optimizer and epoch; validate.py then prints the number of its log exactly."""
+    options = f'--data-dir {digits} --num-classes 10 {SHORT["train.py"]} --device cpu'.split()
+
+    def launch(script: str, *args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, '-u', '-m', 'timm_mobilenext', str(timm_scripts / script), *args], cwd=tmp_path,
+            capture_output=True, text=True, check=True, timeout=600)
+
+    train = [*options, '--config', str(ROOT / 'recipes' / 'finetune.yaml'), '--output', 'runs', '--experiment', 'a']
+    with subprocess.Popen(
+            [sys.executable, '-u', '-m', 'timm_mobilenext', str(timm_scripts / 'train.py'), *train, '--epochs', '3'],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        next(line for line in process.stdout if line.startswith('Train: 1 '))
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+    launch('train.py', *train, '--epochs', '3', '--resume', 'runs/a/last.pth.tar')
+
+    rows = [row for row in csv.reader((tmp_path / 'runs/a/summary.csv').open()) if row[0] != 'epoch']
+    assert [row[0] for row in rows] == ['0', '1', '2']
+    checkpoint = torch.load(tmp_path / 'runs/a/last.pth.tar', weights_only=False)
+    assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {3 * (1437 // 128)}
+
+    launch('validate.py', *f'--data-dir {digits} --num-classes 10 {SHORT["validate.py"]} --device cpu -b 128 '
+           '--checkpoint runs/a/last.pth.tar --use-ema --results-file val.csv'.split())
+    result, = csv.DictReader((tmp_path / 'val.csv').open())
+    assert float(result['top1']) == round(float(rows[-1][3]), 4)  # as validate.py prints it

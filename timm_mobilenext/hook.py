@@ -1,0 +1,64 @@
+"""Import timm_mobilenext as soon as timm.models has been imported, and not before.
+
+`python -m timm_mobilenext autoload on` copies this file to site-packages, where every start of Python imports it. So it
+imports nothing but `sys`, and what it does must neither break nor slow any program.
+"""
+import sys
+
+TYPE_CHECKING = False  # typing's, without its import
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+TARGET = 'timm.models'
+
+
+class Hook:
+    """Finder that leaves `timm.models` to the finders behind it, and registers the models when the module has run."""
+
+    def find_spec(
+            self,
+            name: str,
+            path: 'Sequence[str] | None' = None,
+            target: 'ModuleType | None' = None,
+    ) -> 'ModuleSpec | None':
+        """Return the spec that a finder behind this one finds, with a loader that registers the models."""
+        if name != TARGET:
+            return None
+        behind = sys.meta_path[sys.meta_path.index(self) + 1:]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in behind)), None)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: 'ModuleType') -> None:
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                register()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def install() -> None:
+    """Wait for the import of `timm.models`, once."""
+    if TARGET not in sys.modules and not any(isinstance(finder, Hook) for finder in sys.meta_path):
+        sys.meta_path.insert(0, Hook())
+
+
+def register() -> None:
+    """Import timm_mobilenext. Where it is not installed nothing happens, another failure is one warning."""
+    try:
+        import timm_mobilenext  # noqa: F401
+    except Exception as error:  # whatever it is, the import of timm goes on
+        if isinstance(error, ModuleNotFoundError) and error.name == 'timm_mobilenext':
+            return  # uninstalled with autoload left on
+        import contextlib
+        import warnings
+        with contextlib.suppress(RuntimeWarning):  # under python -W error
+            warnings.warn(
+                f'timm_mobilenext could not register its models with timm: {type(error).__name__}: {error}. Repair it '
+                'with `pip install --force-reinstall timm-mobilenext`, or remove its start-up files with `python -m '
+                'timm_mobilenext autoload off`.', RuntimeWarning, stacklevel=2)
