@@ -74,7 +74,7 @@ def test_trained_model(tuned, tmp_path):
         assert torch.equal(loaded(x), model(x))
         assert model(x).std() > 1e-3
     data = resolve_model_data_config(loaded)
-    assert (data['input_size'], data['mean'], data['crop_pct']) == ((1, 96, 96), [0.5], 1.0)
+    assert (tuple(data['input_size']), data['mean'], data['crop_pct']) == ((1, 96, 96), [0.5], 1.0)
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert config['model_args'] == {'identity_ratio': 0.5, 'in_chans': 1}
     assert config['label_names'] == ['ankle boot', 'bag', 'coat', 'dress', 'pullover']
