@@ -13,11 +13,9 @@ import sys
 from pathlib import Path
 
 import timm
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import FashionMNIST
 
-import timm_mobilenext  # noqa: F401 - registers the models
+from timm_mobilenext import doctor
 
 HERE = Path(__file__).parent
 IMAGE_SIZE = 32  # pixels, to which the 28 x 28 images are enlarged
@@ -35,10 +33,9 @@ RECIPE = [  # the fine-tuning recipe, without what presumes pretrained weights
 
 def count(name: str, **kwargs) -> tuple[int, int]:
     """Return the parameters of a model and its multiply-adds (convolutions, linear) for one image."""
-    model = timm.create_model(name, num_classes=10, in_chans=1, device='meta', **kwargs).eval()
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 1, IMAGE_SIZE, IMAGE_SIZE, device='meta'))
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+    image = dict(input_size=(1, IMAGE_SIZE, IMAGE_SIZE))
+    model = timm.create_model(name, num_classes=10, device='meta', pretrained_cfg_overlay=image, **kwargs)
+    return doctor.count(model)[:2]
 
 
 def train(label: str, seed: int, args: argparse.Namespace, output: Path) -> dict[str, object]:

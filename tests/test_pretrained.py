@@ -17,7 +17,7 @@ from timm_mobilenext.pretrained import SOURCES, git_blob_id, read
 GOLDEN = """
 import hashlib
 for name in {names}:
-    logits = timm.create_model(name, pretrained=True{kwargs}).eval()(official.images())
+    logits = timm.create_model(name, pretrained=True).eval()(official.images())
     assert official.golden_error(logits, official.case(name)) < 2e-3, name
     print(name, hashlib.sha256(logits.numpy().tobytes()).hexdigest())
 """
@@ -26,8 +26,8 @@ REPO = 'timm-mobilenext/mobilenext_100.in1k'
 NOT_SYS = pytest.mark.skipif(not Path('/sys').is_dir(), reason='/sys stands for a folder that root cannot write to')
 
 
-def golden(*names: str, kwargs: str = '') -> str:
-    return GOLDEN.format(names=names, kwargs=kwargs)
+def golden(*names: str) -> str:
+    return GOLDEN.format(names=names)
 
 
 @pytest.fixture
@@ -293,9 +293,6 @@ def test_local_files(tmp_path, known_files):
     models = [
         timm.create_model('mobilenext_s', pretrained=True, pretrained_cfg_overlay=dict(file=str(theirs))),
         timm.create_model('mobilenext_s', pretrained=True, pretrained_cfg_overlay=dict(file=str(converted))),
-        # as train.py's --pretrained-path
-        timm.create_model('mobilenext_s', pretrained=True, num_classes=1000, pretrained_cfg_overlay=dict(
-            file=str(theirs), num_classes=1000)),
         timm.create_model(f'local-dir:{folder}', pretrained=True),
         timm.create_model(f'local-dir:{with_theirs}', pretrained=True),
         timm.create_model('mobilenext_s', checkpoint_path=str(converted)),
