@@ -3,6 +3,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext
 from timm_mobilenext import pretrained
+
+# A shell starts background jobs with Ctrl-C ignored, which the processes of the tests would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
@@ -96,7 +100,8 @@ class Client:
     def start(self, code: str, **env: str) -> multiprocessing.process.BaseProcess:
         """Start code in a process and do not wait for it."""
         output = self.folder / f'run{len(list(self.folder.glob("run*")))}'
-        process = self.processes.Process(target=client_process.main, args=(code, self.env | env, self.folder, output))
+        process = self.processes.Process(
+            target=client_process.main, args=(code, self.env | env, self.folder, output), daemon=True)
         process.start()
         process.output = output
         return process
