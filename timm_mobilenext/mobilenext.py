@@ -13,20 +13,26 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.checkpoint import checkpoint
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Conv2dSame, ConvNormAct, DropPath, FrozenBatchNormAct2d, LayerType, PadType, SqueezeExcite, \
-    create_classifier, create_conv2d, get_act_layer, get_norm_act_layer, get_norm_layer, make_divisible
-from timm.models import build_model_with_cfg, checkpoint_seq, clean_state_dict, generate_default_cfgs, register_model
+from timm.layers import BatchNormAct2d, Conv2dSame, DropPath, FrozenBatchNormAct2d, LayerType, PadType, SqueezeExcite, \
+    create_aa, create_act_layer, create_classifier, create_conv2d, get_act_layer, get_norm_act_layer, get_norm_layer, \
+    is_exportable, is_scriptable, make_divisible
+from timm.models import build_model_with_cfg, clean_state_dict, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices  # the one private import, timm exports no public name for it
+from torchvision.ops.misc import FrozenBatchNorm2d  # what timm freezes batch norms with
 
 __all__ = ['MobileNeXt', 'SandGlass']
 
@@ -72,6 +78,105 @@ def _round_repeats(repeats: int, depth_mult: float) -> int:
     return math.ceil(repeats * depth_mult)
 
 
+@torch.jit.unused
+def _is_eager(x: torch.Tensor) -> bool:
+    """Whether operators on `x` just run, where forms that write in place or have a backward of their own are cheapest.
+
+    What records operators gets plain ones: jit.trace, torch.compile and export, torch.fx and what else hands the layers
+    something that is no plain tensor. So do the transforms of torch.func and forward-mode differentiation, for which
+    such backwards have no rules.
+    """
+    return (
+        type(x) is torch.Tensor
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and unpack_dual(x).tangent is None
+    )
+
+
+class _ReLU6Function(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, inplace: bool) -> torch.Tensor:
+        out = F.relu6(x, inplace)
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        # 0 where x <= 0 or x >= 6, which is where the output is 0 or 6
+        return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], 0., 6.), None
+
+
+class ReLU6(nn.ReLU6):
+    """ReLU6 that keeps for the backward pass its output alone, which the next layer keeps in any case.
+
+    PyTorch's keeps its input, of which it makes a copy where it writes in place. The gradients are equal to the bit.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Clamp x, of any shape, to 0 and 6."""
+        if not torch.jit.is_scripting() and (torch.is_grad_enabled() and _is_eager(x)):
+            return _ReLU6Function.apply(x, self.inplace)
+        return F.relu6(x, self.inplace)
+
+
+def _get_act_layer(act_layer: LayerType) -> Any:
+    """Look up an activation as timm does: the form that saves memory unless the model is to be scripted or exported."""
+    if act_layer == 'relu6' and not (is_exportable() or is_scriptable()):
+        return ReLU6
+    return get_act_layer(act_layer)
+
+
+class _PartialIdentity(torch.autograd.Function):
+    """Add the first channels of the shortcut to x in place. Autograd's own way to do so copies the whole gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, shortcut: torch.Tensor, chs: int) -> torch.Tensor:
+        ctx.chs = chs
+        ctx.mark_dirty(x)
+        x[:, :chs].add_(shortcut[:, :chs])
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        return grad, F.pad(grad[:, :ctx.chs], (0, 0, 0, 0, 0, grad.shape[1] - ctx.chs)), None
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Let `module` write to copies of its buffers, which are the running statistics of its norms."""
+    buffers = [(m, name, buffer) for m in module.modules() for name, buffer in m.named_buffers(recurse=False)]
+    for m, name, buffer in buffers:
+        setattr(m, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for m, name, buffer in buffers:
+            setattr(m, name, buffer)
+
+
+def _checkpoint(
+        function: Callable[[torch.Tensor], torch.Tensor], module: nn.Module, x: torch.Tensor, **kwargs: Any,
+) -> torch.Tensor:
+    """Call function(x) and keep x alone for backward, which calls it again.
+
+    The second call leaves the running statistics of `module` as they are. torch.compile knows no such contexts.
+    """
+    if not torch.compiler.is_compiling():
+        kwargs['context_fn'] = lambda: (nullcontext(), _buffers_kept(module))
+    return checkpoint(function, x, use_reentrant=False, **kwargs)
+
+
+def _checkpoint_seq(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    for block in blocks:
+        x = _checkpoint(block, block, x)
+    return x
+
+
 def _fold(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
     """Return a copy of `conv` that does what `conv` then the batch norm `norm` do in evaluation mode."""
     conv = copy.deepcopy(conv)
@@ -82,25 +187,83 @@ def _fold(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
 
 
 def _is_foldable(norm: Any) -> bool:
-    is_batch_norm = isinstance(norm, (nn.modules.batchnorm._BatchNorm, FrozenBatchNormAct2d))
+    is_batch_norm = isinstance(norm, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d))
     return is_batch_norm and norm.running_mean is not None
 
 
-class ConvNorm(ConvNormAct):
-    """A timm `ConvNormAct` that `timm.utils.reparameterize_model` can fold."""
+class ConvNorm(nn.Sequential):
+    """Convolution `conv`, norm `bn`, activation `act` and anti-aliasing `aa`, the last two where asked for.
+
+    It has the keys of timm's ConvNormAct and does what that does, with half of the modules to call: in eager mode at
+    batch size 1 those cost 3 % of a network's time. `timm.utils.reparameterize_model` can fold it.
+    """
+
+    def __init__(
+            self,
+            in_chs: int,
+            out_chs: int,
+            kernel_size: int = 1,
+            stride: int = 1,
+            dilation: int = 1,
+            groups: int = 1,
+            padding: PadType = '',
+            apply_act: bool = True,
+            norm_layer: LayerType = 'batchnorm2d',
+            act_layer: LayerType = 'relu6',
+            aa_layer: LayerType | None = None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        """
+        Args:
+            in_chs: Number of input channels.
+            out_chs: Number of output channels.
+            kernel_size: Kernel size of the conv, in pixels.
+            stride: Stride of the conv, or of the anti-aliasing in its place.
+            dilation: Dilation of the conv.
+            groups: Groups of the conv.
+            padding: Padding of the conv, '' symmetric or 'same' as TensorFlow's.
+            apply_act: Whether there is an activation.
+            norm_layer: Normalization.
+            act_layer: Activation.
+            aa_layer: Anti-aliasing layer, where there is a stride.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
+        """
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        super().__init__()
+        has_aa = aa_layer is not None and stride > 1
+        self.conv = create_conv2d(
+            in_chs, out_chs, kernel_size, stride=1 if has_aa else stride, dilation=dilation, groups=groups,
+            padding=padding, **dd)
+        norm_act: Any = get_norm_act_layer(norm_layer, act_layer)
+        if getattr(norm_act, 'func', None) is BatchNormAct2d:
+            kwargs = {name: value for name, value in norm_act.keywords.items() if name != 'act_layer'}
+            self.bn = nn.BatchNorm2d(out_chs, **kwargs, **dd)
+            if apply_act:
+                self.act = create_act_layer(act_layer, inplace=True) or nn.Identity()
+        else:  # norms that have the activation in them
+            self.bn = norm_act(out_chs, apply_act=apply_act, **dd)
+        if has_aa:
+            self.aa = create_aa(aa_layer, out_chs, stride=stride, **dd)
+
+    def after_conv(self, x: torch.Tensor) -> torch.Tensor:
+        """Map what the conv returned, (B, out_chs, H, W), to the output of the unit."""
+        for layer in list(self)[1:]:
+            x = layer(x)
+        return x
 
     def fuse(self) -> nn.Module:
-        """Return the convolution with the batch norm folded in, followed by the activation.
+        """Return the convolution with the batch norm folded in, followed by what else there is.
 
         The running statistics are folded whatever the training mode, as timm's scripts reparameterize a model before
         they call `eval()`. A unit whose norm is no batch norm is returned as it is.
         """
         if not _is_foldable(self.bn):
             return self
-        layers = OrderedDict(conv=_fold(self.conv, self.bn), act=self.bn.act)
-        if self.aa is not None:
-            layers['aa'] = self.aa
-        return nn.Sequential(layers)
+        layers = OrderedDict(self.named_children(), conv=_fold(self.conv, self.bn))
+        del layers['bn']
+        return nn.Sequential(layers) if len(layers) > 1 else layers['conv']
 
 
 class _StemFusion:
@@ -167,6 +330,7 @@ class SandGlass(nn.Module):
             norm_layer: LayerType = 'batchnorm2d',
             aa_layer: LayerType | None = None,
             drop_path_rate: float = 0.,
+            recompute_act: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -194,6 +358,7 @@ class SandGlass(nn.Module):
             norm_layer: Normalization after every conv.
             aa_layer: Anti-aliasing layer behind a depthwise conv that strides.
             drop_path_rate: Probability to drop the block, per sample, where its output is added to the shortcut.
+            recompute_act: Recompute norms and activations between the convs in the backward pass, to save memory.
             device: Device of the parameters.
             dtype: Type of the parameters.
 
@@ -210,6 +375,7 @@ class SandGlass(nn.Module):
         if stride > 1 and not dw_end:
             raise ValueError(f'stride={stride} needs the last depthwise conv: set dw_end=True, or stride=1.')
         self.out_chs = out_chs
+        self.recompute_act = recompute_act
         has_skip = in_chs == out_chs and stride == 1 and not noskip
         # The authors' C // divisor, exactly: 1/3 of a multiple of three must not fall below it by float rounding.
         self.identity_chs = math.floor(out_chs * identity_ratio + 1e-6) if has_skip else 0
@@ -227,6 +393,7 @@ class SandGlass(nn.Module):
             mid_chs = make_divisible(math.ceil(out_chs / max_expand_ratio), 16)  # mnext.py:66-69
         mid_chs = make_divisible(mid_chs, 2)  # model.py; changes nothing where the line above applies
 
+        act_layer = _get_act_layer(act_layer)
         layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act_layer, **dd)
         dw: dict[str, Any] = dict(kernel_size=dw_kernel_size, dilation=dilation, padding=pad_type, **layers)
         self.dw_start = ConvNorm(in_chs, in_chs, groups=in_chs, **dw) if dw_start else nn.Identity()
@@ -235,27 +402,63 @@ class SandGlass(nn.Module):
         self.dw_end = ConvNorm(
             out_chs, out_chs, stride=stride, groups=out_chs, apply_act=False, aa_layer=aa_layer, **dw,
         ) if dw_end else nn.Identity()
-        self.se = SqueezeExcite(
-            out_chs, rd_channels=se_chs, act_layer=get_act_layer(act_layer), **dd) if se_chs else nn.Identity()
+        self.se = SqueezeExcite(out_chs, rd_channels=se_chs, act_layer=act_layer, **dd) if se_chs else nn.Identity()
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate and self.identity_chs else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chs, H, W) to (B, out_chs, ceil(H / stride), ceil(W / stride))."""
         shortcut = x
+        if not torch.jit.is_scripting() and (self.recompute_act and torch.is_grad_enabled() and _is_eager(x)):
+            x = self._recomputed_convs(x)
+        else:
+            x = self._convs(x)
+        return self._add_identity(self.se(x), shortcut)
+
+    def _convs(self, x: torch.Tensor) -> torch.Tensor:
         x = self.dw_start(x)
         if self.has_bypass:
             bypass = x[:, self.pw_chs:]
             x = torch.cat([self.pw_expand(self.pw_reduce(x[:, :self.pw_chs])), bypass], dim=1)
         else:
             x = self.pw_expand(self.pw_reduce(x))
-        x = self.se(self.dw_end(x))
+        return self.dw_end(x)
+
+    def _recomputed_convs(self, x: torch.Tensor) -> torch.Tensor:
+        """Run `_convs` and keep for the backward pass what the convs return, not what norms and activations do."""
+        units: list[Any] = [m for m in self.children() if isinstance(m, ConvNorm)]
+        if self.has_bypass or len(units) < 2:
+            return _checkpoint(self._convs, self, x)
+        x = units[0].conv(x)
+        for unit, following in pairwise(units):
+            def norm_to_conv(x: torch.Tensor, unit: Any = unit, following: Any = following) -> torch.Tensor:
+                return following.conv(unit.after_conv(x))
+            x = _checkpoint(norm_to_conv, unit, x, preserve_rng_state=False)
+        return units[-1].after_conv(x)
+
+    def _add_identity(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """Add the shortcut to the first channels, in the form that is best where it runs.
+
+        In eager mode in place on the output of the last conv's norm, the cheapest, since a norm and a conv keep only
+        their inputs for backward. Without a last depthwise conv it is the output of an activation, which is kept.
+        Where operators are recorded, in a form without writes, which every compiler and exporter takes.
+        """
+        if self.identity_chs == 0:
+            return x
+        inplace = False
+        if not torch.jit.is_scripting():
+            inplace = _is_eager(x) and x.dtype == shortcut.dtype and not isinstance(self.dw_end, nn.Identity)
         if self.identity_chs == self.out_chs:
-            return self.drop_path(x) + shortcut
-        if self.identity_chs > 0:
-            # Channels without a shortcut have no other path, so they are never dropped.
-            identity = self.drop_path(x[:, :self.identity_chs]) + shortcut[:, :self.identity_chs]
-            return torch.cat([identity, x[:, self.identity_chs:]], dim=1)
-        return x
+            x = self.drop_path(x)
+            return x.add_(shortcut) if inplace else x + shortcut
+        is_dropped = self.training and not isinstance(self.drop_path, nn.Identity)
+        if not torch.jit.is_scripting() and (inplace and not is_dropped):
+            if torch.is_grad_enabled():
+                return _PartialIdentity.apply(x, shortcut, self.identity_chs)
+            x[:, :self.identity_chs].add_(shortcut[:, :self.identity_chs])
+            return x
+        # Channels without a shortcut have no other path, so they are never dropped.
+        identity = self.drop_path(x[:, :self.identity_chs]) + shortcut[:, :self.identity_chs]
+        return torch.cat([identity, x[:, self.identity_chs:]], dim=1)
 
 
 class MobileNeXt(nn.Module):
@@ -285,6 +488,7 @@ class MobileNeXt(nn.Module):
             aa_layer: LayerType | None = None,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
+            recompute_act: bool = False,
             weight_init: str = 'fan_out',
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
@@ -312,6 +516,8 @@ class MobileNeXt(nn.Module):
             drop_rate: Dropout probability before the classifier.
             drop_path_rate: Stochastic depth. Block i of n is dropped with probability drop_path_rate * i / n, as in
                 the authors' code (model.py, extract_features) and timm's EfficientNet.
+            recompute_act: Recompute norms and activations between the convs of the blocks in the backward pass, to
+                train in half the memory.
             weight_init: 'fan_out' for the init of mnext.py, 'torch' for PyTorch's, which model.py leaves in place,
                 'skip' for none yet, where weights are going to be loaded.
             device: Device of the parameters.
@@ -333,6 +539,7 @@ class MobileNeXt(nn.Module):
         self.grad_checkpointing = False
 
         stem_chs = _round_chs(32, width_mult)
+        act_layer = _get_act_layer(act_layer)
         self.conv_stem = create_conv2d(in_chans, stem_chs, 3, stride=2, padding=pad_type, **dd)
         self.bn1 = get_norm_act_layer(norm_layer, act_layer)(stem_chs, inplace=True, **dd)
         _StemFusion(self.conv_stem, self.bn1)
@@ -381,6 +588,7 @@ class MobileNeXt(nn.Module):
                     norm_layer=norm_layer,
                     aa_layer=aa_layer,
                     drop_path_rate=drop_path_rate * block_idx / sum(depths),
+                    recompute_act=recompute_act,
                     **dd,
                 ))
                 dilation *= dilate
@@ -512,7 +720,7 @@ class MobileNeXt(nn.Module):
             blocks = self.blocks[:max_index]
         for row, block in enumerate(blocks, start=1):
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint_seq(block, x)
+                x = _checkpoint_seq(block, x)
             else:
                 x = block(x)
             if row in take_indices:
@@ -557,7 +765,8 @@ class MobileNeXt(nn.Module):
         """Map images (B, in_chans, H, W) to features (B, num_features, H / 32, W / 32)."""
         x = self.bn1(self.conv_stem(x))
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x, flatten=True)
+            for row in self.blocks:
+                x = _checkpoint_seq(row, x)
         else:
             x = self.blocks(x)
         return x
