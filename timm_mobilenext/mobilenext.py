@@ -27,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import checkpoint
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import BatchNormAct2d, Conv2dSame, DropPath, FrozenBatchNormAct2d, LayerType, PadType, SqueezeExcite, \
+from timm.layers import Conv2dSame, DropPath, FrozenBatchNormAct2d, LayerType, PadType, SqueezeExcite, \
     create_aa, create_act_layer, create_classifier, create_conv2d, get_act_layer, get_norm_act_layer, get_norm_layer, \
     is_exportable, is_scriptable, make_divisible
 from timm.models import build_model_with_cfg, clean_state_dict, generate_default_cfgs, register_model
@@ -171,7 +171,7 @@ def _checkpoint(
     return checkpoint(function, x, use_reentrant=False, **kwargs)
 
 
-def _checkpoint_seq(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+def _checkpoint_seq(blocks: Any, x: torch.Tensor) -> torch.Tensor:
     for block in blocks:
         x = _checkpoint(block, block, x)
     return x
@@ -232,19 +232,18 @@ class ConvNorm(nn.Sequential):
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
-        has_aa = aa_layer is not None and stride > 1
+        if stride == 1:
+            aa_layer = None
         self.conv = create_conv2d(
-            in_chs, out_chs, kernel_size, stride=1 if has_aa else stride, dilation=dilation, groups=groups,
+            in_chs, out_chs, kernel_size, stride=1 if aa_layer else stride, dilation=dilation, groups=groups,
             padding=padding, **dd)
-        norm_act: Any = get_norm_act_layer(norm_layer, act_layer)
-        if getattr(norm_act, 'func', None) is BatchNormAct2d:
-            kwargs = {name: value for name, value in norm_act.keywords.items() if name != 'act_layer'}
-            self.bn = nn.BatchNorm2d(out_chs, **kwargs, **dd)
+        if getattr(norm_layer, 'func', norm_layer) in ('batchnorm2d', nn.BatchNorm2d):
+            self.bn = get_norm_layer(norm_layer)(out_chs, **dd)
             if apply_act:
                 self.act = create_act_layer(act_layer, inplace=True) or nn.Identity()
-        else:  # norms that have the activation in them
-            self.bn = norm_act(out_chs, apply_act=apply_act, **dd)
-        if has_aa:
+        else:  # some have an activation in them
+            self.bn = get_norm_act_layer(norm_layer, act_layer)(out_chs, apply_act=apply_act, **dd)
+        if aa_layer:
             self.aa = create_aa(aa_layer, out_chs, stride=stride, **dd)
 
     def after_conv(self, x: torch.Tensor) -> torch.Tensor:
@@ -393,8 +392,8 @@ class SandGlass(nn.Module):
             mid_chs = make_divisible(math.ceil(out_chs / max_expand_ratio), 16)  # mnext.py:66-69
         mid_chs = make_divisible(mid_chs, 2)  # model.py; changes nothing where the line above applies
 
-        act_layer = _get_act_layer(act_layer)
-        layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act_layer, **dd)
+        act: Any = _get_act_layer(act_layer)
+        layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act, **dd)
         dw: dict[str, Any] = dict(kernel_size=dw_kernel_size, dilation=dilation, padding=pad_type, **layers)
         self.dw_start = ConvNorm(in_chs, in_chs, groups=in_chs, **dw) if dw_start else nn.Identity()
         self.pw_reduce = ConvNorm(self.pw_chs, mid_chs, groups=pw_groups, apply_act=False, **layers)
@@ -402,7 +401,7 @@ class SandGlass(nn.Module):
         self.dw_end = ConvNorm(
             out_chs, out_chs, stride=stride, groups=out_chs, apply_act=False, aa_layer=aa_layer, **dw,
         ) if dw_end else nn.Identity()
-        self.se = SqueezeExcite(out_chs, rd_channels=se_chs, act_layer=act_layer, **dd) if se_chs else nn.Identity()
+        self.se = SqueezeExcite(out_chs, rd_channels=se_chs, act_layer=act, **dd) if se_chs else nn.Identity()
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate and self.identity_chs else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -417,16 +416,21 @@ class SandGlass(nn.Module):
     def _convs(self, x: torch.Tensor) -> torch.Tensor:
         x = self.dw_start(x)
         if self.has_bypass:
-            bypass = x[:, self.pw_chs:]
-            x = torch.cat([self.pw_expand(self.pw_reduce(x[:, :self.pw_chs])), bypass], dim=1)
+            # split, since the gradient of a slice is never channels_last
+            x, bypass = x.split([self.pw_chs, x.shape[1] - self.pw_chs], dim=1)
+            x = torch.cat([self.pw_expand(self.pw_reduce(x)), bypass], dim=1)
         else:
             x = self.pw_expand(self.pw_reduce(x))
         return self.dw_end(x)
 
     def _recomputed_convs(self, x: torch.Tensor) -> torch.Tensor:
-        """Run `_convs` and keep for the backward pass what the convs return, not what norms and activations do."""
-        units: list[Any] = [m for m in self.children() if isinstance(m, ConvNorm)]
-        if self.has_bypass or len(units) < 2:
+        """Run `_convs` and keep for the backward pass what the convs return, not what norms and activations do.
+
+        Where half of the channels pass some convs by, or not all are a ConvNorm any more, the input alone is kept.
+        """
+        units: list[Any] = [
+            m for m in (self.dw_start, self.pw_reduce, self.pw_expand, self.dw_end) if not isinstance(m, nn.Identity)]
+        if self.has_bypass or not all(isinstance(unit, ConvNorm) for unit in units):
             return _checkpoint(self._convs, self, x)
         x = units[0].conv(x)
         for unit, following in pairwise(units):
@@ -436,29 +440,32 @@ class SandGlass(nn.Module):
         return units[-1].after_conv(x)
 
     def _add_identity(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-        """Add the shortcut to the first channels, in the form that is best where it runs.
+        """Add the shortcut to the first channels of x, in the form that is best where it runs.
 
-        In eager mode in place on the output of the last conv's norm, the cheapest, since a norm and a conv keep only
-        their inputs for backward. Without a last depthwise conv it is the output of an activation, which is kept.
-        Where operators are recorded, in a form without writes, which every compiler and exporter takes.
+        In eager mode that is in place, as x is the output of a norm, a conv or a product, which all keep their inputs
+        for the backward pass and not their output. (Without `dw_end` it is that of an activation, which is kept.)
+        Where operators are recorded it is a form without writes, which every compiler and exporter takes.
         """
-        if self.identity_chs == 0:
+        chs = self.identity_chs
+        if chs == 0:
             return x
-        inplace = False
-        if not torch.jit.is_scripting():
-            inplace = _is_eager(x) and x.dtype == shortcut.dtype and not isinstance(self.dw_end, nn.Identity)
-        if self.identity_chs == self.out_chs:
+        if chs == self.out_chs:
             x = self.drop_path(x)
-            return x.add_(shortcut) if inplace else x + shortcut
-        is_dropped = self.training and not isinstance(self.drop_path, nn.Identity)
-        if not torch.jit.is_scripting() and (inplace and not is_dropped):
+        elif self.training and not isinstance(self.drop_path, nn.Identity):
+            # Channels without a shortcut have no other path, so they are never dropped.
+            scale = self.drop_path(torch.ones_like(x[:, :chs, :1, :1]))
+            x = x * F.pad(scale, (0, 0, 0, 0, 0, self.out_chs - chs), value=1.)
+        if not torch.jit.is_scripting() and (
+                _is_eager(x) and x.dtype == shortcut.dtype and not isinstance(self.dw_end, nn.Identity)):
+            if chs == self.out_chs:
+                return x.add_(shortcut)
             if torch.is_grad_enabled():
-                return _PartialIdentity.apply(x, shortcut, self.identity_chs)
-            x[:, :self.identity_chs].add_(shortcut[:, :self.identity_chs])
+                return _PartialIdentity.apply(x, shortcut, chs)
+            x[:, :chs].add_(shortcut[:, :chs])
             return x
-        # Channels without a shortcut have no other path, so they are never dropped.
-        identity = self.drop_path(x[:, :self.identity_chs]) + shortcut[:, :self.identity_chs]
-        return torch.cat([identity, x[:, self.identity_chs:]], dim=1)
+        if chs == self.out_chs:
+            return x + shortcut
+        return torch.cat([x[:, :chs] + shortcut[:, :chs], x[:, chs:]], dim=1)
 
 
 class MobileNeXt(nn.Module):
@@ -607,7 +614,7 @@ class MobileNeXt(nn.Module):
         self.global_pool, self.classifier = create_classifier(in_chs, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
-        if weight_init != 'skip':
+        if weight_init != 'skip' and not self.conv_stem.weight.is_meta:  # no values there, and half of the time
             self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
@@ -649,7 +656,8 @@ class MobileNeXt(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations.
 
-        As in all of timm's batch norm networks, the running statistics of a block are then updated twice a step.
+        The running statistics are updated once a step, by the forward pass, unlike those of timm's other networks with
+        batch norm. The checkpoints are the non-reentrant ones of PyTorch, whatever timm is set to.
 
         Args:
             enable: Whether to enable it.
