@@ -3,6 +3,7 @@ import argparse
 import copy
 import pickle
 import re
+import shutil
 
 import official
 import pytest
@@ -10,10 +11,13 @@ import timm
 import torch
 import torch.nn as nn
 from timm.data import create_transform, resolve_model_data_config
-from timm.layers import DropPath, convert_sync_batchnorm
+from timm.layers import DropPath, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from timm.optim import create_optimizer_v2
 from timm.utils import freeze, reparameterize_model
+from torch.autograd import forward_ad
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mobilenext
@@ -518,17 +522,15 @@ def test_layer_decay():
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_grad_checkpointing(name):
-    """Gradient checkpointing leaves the gradients as they are."""
+    """Gradient checkpointing leaves gradients and running statistics as they are, of `forward_intermediates` too."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3)
+    checkpointed = copy.deepcopy(model)
+    checkpointed.set_grad_checkpointing()
     x = torch.randn(2, 3, 64, 64)
-    grads = []
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        model(x).square().sum().backward()
-        grads.append([p.grad.clone() for p in model.parameters()])
-    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(step(checkpointed, x), step(model, x), rtol=0, atol=0)
+    torch.testing.assert_close(
+        *(step(m, x, run=lambda x, m=m: m.forward_intermediates(x)[0]) for m in (checkpointed, model)), rtol=0, atol=0)
 
 
 def test_arguments_of_train_py():
@@ -538,6 +540,256 @@ def test_arguments_of_train_py():
         bn_momentum=0.3, bn_eps=1e-4, scriptable=False, checkpoint_path='')
     assert model(torch.randn(2, 1, 64, 64)).shape == (2, 10)
     assert model.head_hidden_size == 2 * model.num_features == 2560
+
+
+# -- the forms for speed and memory
+
+def kept_bytes(model: nn.Module, x: torch.Tensor) -> int:
+    """Bytes that a forward pass allocates and does not free: what it keeps for the backward pass, and its output."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        out = model(x)
+    assert out.requires_grad
+    return sum(event.self_cpu_memory_usage for event in prof.key_averages())
+
+
+def step(model: nn.Module, x: torch.Tensor, run=None) -> dict[str, torch.Tensor]:
+    """Take a training step without an optimizer; return the output, gradients and running statistics."""
+    model.zero_grad()
+    out = (run or model)(x)
+    out.square().sum().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return dict(out=out.detach(), **grads, **{name: b.clone() for name, b in model.named_buffers()})
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('identity_ratio', [1, 0.5])
+def test_shortcut_in_every_mode(identity_ratio, train):
+    """The shortcut has equal answers and gradients in eager mode, compiled, exported, scripted, traced, under fx."""
+    torch.manual_seed(0)
+    block = SandGlass(16, 16, identity_ratio=identity_ratio, dtype=torch.float64).train(train)
+    x = torch.randn(2, 16, 6, 6, dtype=torch.float64, requires_grad=True)
+    branch = copy.deepcopy(block)
+    branch.identity_chs = 0
+
+    def expected(x):
+        chs = int(16 * identity_ratio)
+        out = branch(x)
+        return torch.cat([out[:, :chs] + x[:, :chs], out[:, chs:]], dim=1)
+
+    def answers(run):
+        for m in (block, branch):
+            m.zero_grad()
+        out = run(x)
+        grad_x, = torch.autograd.grad(out.pow(3).sum(), x)
+        with torch.no_grad():
+            return out.detach(), grad_x, run(x)
+
+    ways = dict(
+        eager=block,
+        compile=torch.compile(block, backend='aot_eager', fullgraph=True),
+        export=torch.export.export(block, (x.detach(),)).module(),
+        script=torch.jit.script(block),
+        trace=torch.jit.trace(block, x.detach()),
+        fx=torch.fx.symbolic_trace(block),
+        channels_last=lambda x: block(x.contiguous(memory_format=torch.channels_last)),
+        recompute=copy.deepcopy(block),
+    )
+    ways['recompute'].recompute_act = True
+    for way, run in ways.items():
+        torch.testing.assert_close(answers(run), answers(expected), msg=lambda m, way=way: f'{way}: {m}')
+    if not train:  # batch norm in training mode writes to its statistics, which torch.func refuses
+        params, buffers = dict(block.named_parameters()), dict(block.named_buffers())
+
+        def loss(x):
+            return torch.func.functional_call(block, (params, buffers), (x[None],)).pow(3).sum()
+
+        torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x.detach()), answers(expected)[1])
+        with forward_ad.dual_level():
+            dual = block(forward_ad.make_dual(x.detach(), torch.ones_like(x)))
+            tangent = forward_ad.unpack_dual(dual).tangent
+        torch.testing.assert_close(torch.func.jvp(expected, (x.detach(),), (torch.ones_like(x),))[1], tangent)
+        assert torch.autograd.gradgradcheck(block, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize('identity_ratio', [1, 0.5])
+def test_form_of_the_shortcut(identity_ratio):
+    """In eager mode the backward graph has no copy of a slice, and where operators are recorded nothing is written."""
+    block = SandGlass(16, 16, identity_ratio=identity_ratio)
+    x = torch.randn(2, 16, 6, 6, requires_grad=True)
+    seen, nodes = set(), [block(x).grad_fn]
+    while nodes:
+        node = nodes.pop()
+        seen.add(type(node).__name__)
+        nodes += [following for following, _ in node.next_functions if following]
+    assert not {'CopySlices', 'SliceBackward0', 'CatBackward0'} & seen
+    assert ('_PartialIdentityBackward' in seen) == (identity_ratio < 1)
+    exported = torch.export.export(block.eval(), (x.detach(),))
+    calls = {str(node.target) for node in exported.graph.nodes if node.op == 'call_function'}
+    assert 'aten.add.Tensor' in calls
+    assert not [call for call in calls if 'add_' in call or 'scatter' in call or 'copy' in call]
+    assert ('aten.cat.default' in calls) == (identity_ratio < 1)
+
+
+def test_block_without_last_depthwise_conv():
+    """Where the shortcut meets an activation, whose output is kept for backward, that output is not written to."""
+    block = SandGlass(16, 16, dw_end=False, dtype=torch.float64)
+    x = torch.randn(2, 16, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050'])
+def test_relu6(name, memory_format):
+    """The default ReLU6 keeps at most 0.76 of the memory of PyTorch's, the authors', with equal bits throughout."""
+    torch.manual_seed(0)
+    default = timm.create_model(name, num_classes=3).to(memory_format=memory_format)
+    plain = timm.create_model(name, num_classes=3, act_layer=nn.ReLU6).to(memory_format=memory_format)
+    plain.load_state_dict(default.state_dict())
+    x = torch.randn(4, 3, 96, 96).contiguous(memory_format=memory_format)
+    torch.testing.assert_close(step(default, x), step(plain, x), rtol=0, atol=0)
+    assert kept_bytes(default, x) < 0.76 * kept_bytes(plain, x)
+
+
+@pytest.mark.parametrize('flag', ['scriptable', 'exportable'])
+def test_plain_relu6(flag):
+    """Models created to be scripted or exported have PyTorch's ReLU6, as timm has it of its own activations."""
+    model = timm.create_model(SMALL, **{flag: True})
+    assert {type(m) for m in model.modules() if isinstance(m, nn.ReLU6)} == {nn.ReLU6}
+
+
+@pytest.mark.parametrize('change', ['', 'channels_last', 'frozen', 'half frozen', 'autocast', 'folded', 'checkpointed'])
+@pytest.mark.parametrize('name', FAMILIES)
+def test_recompute_act(name, change):
+    """With `recompute_act` gradients agree to 1e-6 and running statistics to the bit, whatever else is changed."""
+    steps = []
+    for recompute_act in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=3, depth_mult=0.5, recompute_act=recompute_act)
+        x = torch.randn(4, 3, 64, 64)
+        if change == 'channels_last':
+            model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))
+        elif change == 'frozen':
+            model = freeze_batch_norm_2d(model)
+        elif change == 'half frozen':
+            freeze(model, ['conv_stem', 'bn1', 'blocks.0', 'blocks.1', 'blocks.2'])
+        elif change == 'folded':
+            model = reparameterize_model(model)
+        elif change == 'checkpointed':
+            model.set_grad_checkpointing(recompute_act)
+        with torch.autocast('cpu', torch.bfloat16, enabled=change == 'autocast'):
+            steps.append(step(model, x))
+    expected, got = steps
+    scale = max(value.abs().max() for key, value in expected.items() if 'running' not in key)
+    assert expected.keys() == got.keys()
+    for key in expected:
+        if 'running' in key or 'tracked' in key:
+            assert torch.equal(got[key], expected[key]), key
+        else:
+            assert (got[key] - expected[key]).abs().max() <= 1e-6 * scale, key
+
+
+@pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050'])
+def test_memory_of_recompute_act(name):
+    """`recompute_act` keeps at most 0.55 of the memory that PyTorch's ReLU6 does, a checkpoint per block a fifth."""
+    x = torch.randn(4, 3, 96, 96)
+    plain = kept_bytes(timm.create_model(name, act_layer=nn.ReLU6), x)
+    assert kept_bytes(timm.create_model(name, recompute_act=True), x) < 0.55 * plain
+    checkpointed = timm.create_model(name)
+    checkpointed.set_grad_checkpointing()
+    assert kept_bytes(checkpointed, x) < 0.2 * plain
+
+
+@pytest.mark.parametrize('memory', ['default', 'recompute_act', 'checkpointed'])
+def test_distributed_data_parallel(memory, tmp_path):
+    """DistributedDataParallel gives the gradients and statistics of the model alone, however memory is saved."""
+    torch.manual_seed(0)
+    model = timm.create_model('mobilenext_100_id050', num_classes=3, recompute_act=memory == 'recompute_act')
+    model.set_grad_checkpointing(memory == 'checkpointed')
+    alone = copy.deepcopy(model)
+    x = torch.randn(2, 3, 64, 64)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        torch.testing.assert_close(
+            step(model, x, run=nn.parallel.DistributedDataParallel(model)), step(alone, x), rtol=0, atol=0)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Layouts(TorchDispatchMode):
+    """Notes the operators that return new features in another layout than channels_last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for out in results if isinstance(results, (tuple, list)) else [results]:
+            if not isinstance(out, torch.Tensor) or out.ndim != 4 or out.shape[2] == 1:
+                continue
+            memory = out.untyped_storage().data_ptr()
+            is_view = any(isinstance(a, torch.Tensor) and a.untyped_storage().data_ptr() == memory for a in args)
+            if not is_view and not out.is_contiguous(memory_format=torch.channels_last):
+                self.others.add(func.__name__.split('.')[0])
+        return results
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_channels_last(name):
+    """In channels_last no layer returns another layout; in the backward pass of ReLU6 networks the pooling alone."""
+    model = timm.create_model(name).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    for inference in (model, reparameterize_model(model)):
+        with torch.no_grad(), Layouts() as layouts:
+            inference.eval()(x)
+        assert layouts.others == set()
+    with Layouts() as layouts:
+        out = model.train()(x)
+    assert layouts.others == set()
+    with Layouts() as layouts:
+        out.sum().backward()
+    if not name.startswith(('mobilenext_s', 'mobilenext_l')):  # theirs pool in each squeeze-excite
+        assert layouts.others == {'div'}  # PyTorch's mean: a 1280 x 7 x 7 gradient, in timm's networks too
+    weights = [p for p in model.parameters() if p.ndim == 4]
+    assert all(w.grad.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.parametrize(('name', 'mode'), [
+    ('mobilenext_100_id050', 'eval'), (SMALL, 'train'), (SMALL, 'recompute_act'), (SMALL, 'checkpointed')])
+def test_compiles_for_all_sizes(name, mode):
+    """torch.compile makes one graph for all batches of square images, and at most one more for all others."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = timm.create_model(name, num_classes=3, depth_mult=0.5, recompute_act=mode == 'recompute_act')
+    model.set_grad_checkpointing(mode == 'checkpointed')
+    compiled = torch.compile(model.train(mode != 'eval'), backend=backend, fullgraph=True, dynamic=True)
+    for shape in ((2, 3, 64, 64), (3, 3, 96, 96), (2, 3, 96, 64), (4, 3, 72, 120), (5, 3, 120, 72)):
+        with torch.set_grad_enabled(mode != 'eval'):
+            compiled(torch.randn(shape))
+    assert len(graphs) <= 2
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile compiles with g++ on a CPU, which is not installed')
+def test_freezing(calibrated):
+    """torch.compile with freezing, in channels_last and with a partial shortcut, answers as the model does."""
+    model = calibrated('mobilenext_100_id050', width_mult=0.35, depth_mult=0.5).float()
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_meta_device():
+    """A model on the meta device gets the values of its parameters from `init_weights`, once it has memory."""
+    model = timm.create_model('mobilenext_100', device='meta').to_empty(device='cpu')
+    torch.manual_seed(0)
+    model.init_weights()
+    assert model.blocks[6][1].pw_expand.conv.weight.detach().std() == pytest.approx((2 / 960) ** 0.5, rel=0.05)
+
 
 
 # -- bad input
