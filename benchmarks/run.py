@@ -153,11 +153,19 @@ def training(name: str, form: str, batch: int, device: str = 'cpu') -> Callable[
     return run
 
 
-def interleave(runs: dict[tuple, Callable[[], object]], rounds: int, title: str) -> dict[tuple, list[float]]:
-    """Run everything in turn and return the seconds of each."""
+def interleave(
+        runs: dict[tuple, Callable[[], object]], rounds: int, title: str, twice: bool = False,
+) -> dict[tuple, list[float]]:
+    """Run everything in turn and return the seconds of each.
+
+    Short runs are run twice in a row and the second is timed: the first brings back to the processor's caches what the
+    other runs have driven out.
+    """
     times: dict[tuple, list[float]] = {key: [] for key in runs}
     for i in tqdm(range(rounds + 2), desc=title, leave=False):
         for key, run in runs.items():
+            if twice:
+                run()
             start = time.perf_counter()
             run()
             if i > 1:  # the first two warm up
@@ -202,7 +210,8 @@ def measure_latency() -> list[dict]:
             keys += [(name, f'{compiled}{dtype} channels_last') for name in (*OURS, *PEERS[:1])
                      for compiled in ('', 'compiled ') for dtype in ('bf16', 'fp16')]
         runs = {key: inference(*key, batch, device=device) for key in tqdm(keys, desc='building', leave=False)}
-        times = interleave(runs, args.rounds * (3 if batch == 1 else 1), f'latency, batch {batch}')
+        is_short = batch == 1
+        times = interleave(runs, args.rounds * (3 if is_short else 1), f'latency, batch {batch}', twice=is_short)
         rows += compare(times, ('model', 'form'), batch=batch, size=224, device=device)
     return rows
 
@@ -284,7 +293,7 @@ def measure_scaling() -> list[dict]:
     }
     for axis, keys in axes.items():
         runs = {key: inference(key[0], 'folded channels_last', *key[1:]) for key in keys}
-        times = interleave(runs, args.rounds if axis == 'batch' else 2 * args.rounds, axis)
+        times = interleave(runs, args.rounds * (1 if axis == 'batch' else 2), axis, twice=axis != 'batch')
         for (name, batch, size), samples in times.items():
             _, madds, _ = count(timm.create_model(name, device='meta'))
             madds = madds * batch * (size / 224) ** 2  # of the convolutions, which are nearly all

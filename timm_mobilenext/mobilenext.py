@@ -378,13 +378,13 @@ class SandGlass(nn.Module):
         has_skip = in_chs == out_chs and stride == 1 and not noskip
         # The authors' C // divisor, exactly: 1/3 of a multiple of three must not fall below it by float rounding.
         self.identity_chs = math.floor(out_chs * identity_ratio + 1e-6) if has_skip else 0
-        # number of channels that enter the bottleneck, the others pass it by
+        # number of channels that enter the bottleneck, and of those that pass it by
         self.pw_chs = in_chs // 2 if ghost else in_chs
-        self.has_bypass = ghost
-        pw_out_chs = out_chs - (in_chs - self.pw_chs)
+        self.bypass_chs = in_chs - self.pw_chs
+        pw_out_chs = out_chs - self.bypass_chs
         if pw_out_chs < 1:
             raise ValueError(
-                f'ghost=True lets {in_chs - self.pw_chs} of in_chs={in_chs} channels pass the bottleneck by: expected '
+                f'ghost=True lets {self.bypass_chs} of in_chs={in_chs} channels pass the bottleneck by: expected '
                 f'more than that in out_chs={out_chs}, or ghost=False.')
 
         mid_chs = in_chs // reduction_ratio
@@ -415,9 +415,9 @@ class SandGlass(nn.Module):
 
     def _convs(self, x: torch.Tensor) -> torch.Tensor:
         x = self.dw_start(x)
-        if self.has_bypass:
+        if self.bypass_chs > 0:
             # split, since the gradient of a slice is never channels_last
-            x, bypass = x.split([self.pw_chs, x.shape[1] - self.pw_chs], dim=1)
+            x, bypass = x.split([self.pw_chs, self.bypass_chs], dim=1)
             x = torch.cat([self.pw_expand(self.pw_reduce(x)), bypass], dim=1)
         else:
             x = self.pw_expand(self.pw_reduce(x))
@@ -430,7 +430,7 @@ class SandGlass(nn.Module):
         """
         units: list[Any] = [
             m for m in (self.dw_start, self.pw_reduce, self.pw_expand, self.dw_end) if not isinstance(m, nn.Identity)]
-        if self.has_bypass or not all(isinstance(unit, ConvNorm) for unit in units):
+        if self.bypass_chs or not all(isinstance(unit, ConvNorm) for unit in units):
             return _checkpoint(self._convs, self, x)
         x = units[0].conv(x)
         for unit, following in pairwise(units):
