@@ -587,7 +587,6 @@ def test_shortcut_in_every_mode(identity_ratio, train):
     ways = dict(
         eager=block,
         compile=torch.compile(block, backend='aot_eager', fullgraph=True),
-        export=torch.export.export(block, (x.detach(),)).module(),
         script=torch.jit.script(block),
         trace=torch.jit.trace(block, x.detach()),
         fx=torch.fx.symbolic_trace(block),
@@ -595,6 +594,8 @@ def test_shortcut_in_every_mode(identity_ratio, train):
         recompute=copy.deepcopy(block),
     )
     ways['recompute'].recompute_act = True
+    if not train:  # what PyTorch 2.5 exports in training mode has no backward pass
+        ways['export'] = torch.export.export(block, (x.detach(),)).module()
     for way, run in ways.items():
         torch.testing.assert_close(answers(run), answers(expected), msg=lambda m, way=way: f'{way}: {m}')
     if not train:  # batch norm in training mode writes to its statistics, which torch.func refuses
@@ -616,7 +617,8 @@ def test_form_of_the_shortcut(identity_ratio):
     """In eager mode the backward graph has no copy of a slice, and where operators are recorded nothing is written."""
     block = SandGlass(16, 16, identity_ratio=identity_ratio)
     x = torch.randn(2, 16, 6, 6, requires_grad=True)
-    seen, nodes = set(), [block(x).grad_fn]
+    out = block(x)  # which the graph lives as long as
+    seen, nodes = set(), [out.grad_fn]
     while nodes:
         node = nodes.pop()
         seen.add(type(node).__name__)
