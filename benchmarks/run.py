@@ -106,9 +106,9 @@ def fold(model: nn.Module) -> nn.Module:
     return folded
 
 
-def inference(name: str, form: str, batch: int, size: int = 224, device: str = 'cpu', **kwargs) -> Callable[[], object]:
+def inference(name: str, form: str, batch: int, size: int = 224, device: str = 'cpu') -> Callable[[], object]:
     """Return a function that runs a forward pass. A form is words: folded, channels_last, compiled, bf16, fp16."""
-    model = calibrate(create(name, **kwargs))
+    model = calibrate(create(name))
     if 'folded' in form:
         model = fold(model)
     layout = torch.channels_last if 'channels_last' in form else torch.contiguous_format
@@ -173,20 +173,20 @@ def interleave(
     return times
 
 
-def spread(samples: list[float], scale: float = 1e3) -> dict[str, float]:
-    """Return median and quartiles."""
+def spread(samples: list[float]) -> dict[str, float]:
+    """Return median and quartiles, of seconds in milliseconds."""
     low, _, high = statistics.quantiles(samples, n=4)
-    return {name: round(value * scale, 4) for name, value in
+    return {name: round(value * 1e3, 4) for name, value in
             (('median', statistics.median(samples)), ('quartile1', low), ('quartile3', high))}
 
 
-def compare(times: dict[tuple, list[float]], columns: tuple[str, ...], unit: str = 'ms', **fixed) -> list[dict]:
+def compare(times: dict[tuple, list[float]], columns: tuple[str, ...], **fixed) -> list[dict]:
     """Return a row per key, with its ratio to the authors' code and, in the same form, to mobilenetv2_100."""
     medians = {key: statistics.median(samples) for key, samples in times.items()}
     rows = []
     for key, samples in times.items():
         row = dict(zip(columns, key, strict=True)) | fixed
-        row |= spread(samples) | dict(unit=unit, samples=len(samples))
+        row |= spread(samples) | dict(unit='ms', samples=len(samples))
         baselines = {
             'over_official': ('official', 'eager'), 'over_official_channels_last': ('official', 'channels_last'),
             'over_mobilenetv2_100': ('mobilenetv2_100', key[1])}

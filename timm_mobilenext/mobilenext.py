@@ -90,7 +90,7 @@ def _is_eager(x: torch.Tensor) -> bool:
         type(x) is torch.Tensor
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._are_functorch_transforms_active()  # no public name; autograd.Function asks the same
         and unpack_dual(x).tangent is None
     )
 
