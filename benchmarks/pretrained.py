@@ -23,11 +23,11 @@ MEASURE = """
 import dataclasses, json, logging, sys, time
 import timm, torch
 import timm_mobilenext
-from timm_mobilenext import pretrained
+from timm_mobilenext import _authors
 logging.disable(logging.WARNING)
 authors, blob, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-source = dataclasses.replace(pretrained.SOURCES['mobilenext_100_id050'], url=authors, blob=blob)
-pretrained.SOURCES['mobilenext_100_id050'] = source
+source = dataclasses.replace(_authors.SOURCES['mobilenext_100_id050'], url=authors, blob=blob)
+_authors.SOURCES['mobilenext_100_id050'] = source
 names = {'mobilenetv2_100': 'mobilenetv2_100.ra_in1k', 'mobilenext_100': 'mobilenext_100',
          "mobilenext_100_id050, authors' file": 'mobilenext_100_id050'}
 times = {name: [] for name in names}

@@ -26,9 +26,9 @@ def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
     import torch
 
     import timm_mobilenext
-    from timm_mobilenext import pretrained
+    from timm_mobilenext import _authors
     huggingface_hub.utils._http.time.sleep = lambda seconds: None  # 23 seconds in each retry
     for name, (url, blob) in json.loads(env['AUTHORS_FILES']).items():
-        pretrained.SOURCES[name] = dataclasses.replace(pretrained.SOURCES[name], url=url, blob=blob)
+        _authors.SOURCES[name] = dataclasses.replace(_authors.SOURCES[name], url=url, blob=blob)
     torch.set_grad_enabled(False)
     exec(code, dict(official=official, timm=timm, timm_mobilenext=timm_mobilenext, torch=torch))

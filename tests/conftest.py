@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ['HF_HUB_OFFLINE'] = '1'  # read when timm imports the Hub's client
+# Read when PyTorch is imported. The tests run beside each other, a process a core (pyproject.toml): with more threads
+# than cores they wait for one another by turning round, and take many times as long.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import client as client_process
 import official
@@ -20,7 +23,7 @@ from sklearn.datasets import load_digits
 from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext
-from timm_mobilenext import pretrained
+from timm_mobilenext import _authors, pretrained
 
 # A shell starts background jobs with Ctrl-C ignored, which the processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,7 +53,7 @@ def authors_files(tmp_path_factory) -> dict[str, Path]:
     """Files of the layout of the authors' five, with weights by formula."""
     folder = tmp_path_factory.mktemp('authors')
     files = {}
-    for name, source in pretrained.SOURCES.items():
+    for name, source in _authors.SOURCES.items():
         files[name] = folder / name / 'model_best.pth.tar'
         files[name].parent.mkdir()
         official.save_checkpoint(files[name], name, source.ema)
@@ -66,8 +69,8 @@ def blobs(authors_files) -> dict[str, str]:
 @pytest.fixture
 def known_files(authors_files, blobs, monkeypatch) -> dict[str, Path]:
     """The same files, and this process knows them by their git blob ids."""
-    for name, source in list(pretrained.SOURCES.items()):
-        monkeypatch.setitem(pretrained.SOURCES, name, dataclasses.replace(source, blob=blobs[name]))
+    for name, source in list(_authors.SOURCES.items()):
+        monkeypatch.setitem(_authors.SOURCES, name, dataclasses.replace(source, blob=blobs[name]))
     return authors_files
 
 

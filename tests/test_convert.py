@@ -12,7 +12,7 @@ from timm.data import resolve_model_data_config
 
 import timm_mobilenext
 from timm_mobilenext.convert import convert, main
-from timm_mobilenext.pretrained import SOURCES
+from timm_mobilenext._authors import SOURCES
 
 SMALL = 'mobilenext_035'
 
@@ -55,7 +55,7 @@ def test_authors_files(name, tmp_path, known_files):
 
 
 def test_command_downloads(server, client):
-    """`python -m timm_mobilenext.convert NAME` downloads the authors' file, and says how to load the folder."""
+    """`python -m timm_mobilenext convert NAME` downloads the authors' file, and says how to load the folder."""
     out = client.run("from timm_mobilenext.convert import main; main(['mobilenext_100.in1k'])")
     assert out.startswith("mobilenext_100.in1k: timm.create_model('local-dir:mobilenext_100.in1k', pretrained=True)")
     assert (client.folder / 'mobilenext_100.in1k' / 'model.safetensors').exists()

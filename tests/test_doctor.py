@@ -1,4 +1,4 @@
-"""`python -m timm_mobilenext` says what is installed and where weights would come from."""
+"""`python -m timm_mobilenext doctor` says what is installed and where weights would come from."""
 import re
 import shutil
 import socket
@@ -12,9 +12,9 @@ import torch
 import timm_mobilenext
 from timm_mobilenext.convert import convert
 from timm_mobilenext.doctor import count
-from timm_mobilenext.pretrained import SOURCES
+from timm_mobilenext._authors import SOURCES
 
-REPORT = 'from timm_mobilenext.doctor import main\nassert main() == 0'
+REPORT = 'from timm_mobilenext.doctor import main\nassert main([]) == 0'
 
 
 def places(report: str) -> dict[str, str]:
@@ -25,7 +25,7 @@ def places(report: str) -> dict[str, str]:
 
 def test_command():
     """The command prints versions, all architectures with their figures, and the line that registers the models."""
-    result = subprocess.run([sys.executable, '-m', 'timm_mobilenext'], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, '-m', 'timm_mobilenext', 'doctor'], capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, '')
     assert f'timm-mobilenext {timm_mobilenext.__version__}, timm {timm.__version__}, torch {torch.__version__}' in (
         result.stdout.splitlines()[0])

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import timm
 
+from timm_mobilenext.__main__ import COMMANDS
+
 SCRIPT = """
 import os, signal, sys
 if __name__ == '__main__':
@@ -114,7 +116,7 @@ def test_data_workers(tmp_path, method):
 
 
 @pytest.mark.parametrize('args', [
-    ('missing.py',), ('-m', 'missing.module'), ('-m',), ('--flag',), ('autoload', 'maybe'), ('autoload',)])
+    ('missing.py',), ('-m', 'missing.module'), ('-m',), ('--flag',), ('autoload', 'maybe'), ('autoload',), ('conver',)])
 def test_bad_input(tmp_path, args):
     """What cannot be run is answered by one line that names it and says what was expected."""
     result = python('-m', 'timm_mobilenext', *args, cwd=tmp_path)
@@ -123,13 +125,30 @@ def test_bad_input(tmp_path, args):
     line, = result.stderr.splitlines()
     assert line.startswith('timm_mobilenext: ')
     assert args[-1] in line
+    if args[0] not in ('autoload', '-m') or args == ('-m',):
+        assert line.endswith(
+            'is neither a command nor a script: expected convert, publish, autoload, doctor, the path of a script or -m '
+            'MODULE (--help explains).')
 
 
-def test_help(tmp_path):
-    """--help says how to run it, without the import of PyTorch."""
-    result = python('-X', 'importtime', '-m', 'timm_mobilenext', '--help', cwd=tmp_path)
+@pytest.mark.parametrize('args', [('--help',), ('-h',), ()])
+def test_help(tmp_path, args):
+    """--help, and no argument at all, say how to run it and list the commands, without the import of PyTorch."""
+    result = python('-X', 'importtime', '-m', 'timm_mobilenext', *args, cwd=tmp_path)
     assert 'python -m timm_mobilenext SCRIPT.py [ARGS]' in result.stdout
+    assert [line.split()[0] for line in result.stdout.splitlines() if line[:6].isspace()] == list(COMMANDS)
+    assert result.returncode == 0
     assert 'torch' not in result.stderr
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_commands(tmp_path, command):
+    """Each command has its own help, under the name that it is called by, and is called in no other way."""
+    result = python('-m', 'timm_mobilenext', command, '--help', cwd=tmp_path)
+    assert f'python -m timm_mobilenext {command}' in result.stdout
+    assert (result.returncode, result.stderr) == (0, '')
+    module = python('-m', f'timm_mobilenext.{command}', '--help', cwd=tmp_path)
+    assert module.stdout == ''
 
 
 def test_attached_module_option(tmp_path):
@@ -139,7 +158,7 @@ def test_attached_module_option(tmp_path):
 
 
 def test_modules_of_the_package_import_the_models(tmp_path):
-    """Only the launcher puts the import off: a module that imports the package finds all of it, under -m as well."""
+    """A module that imports the package before timm finds all of it, whatever it is called by and with."""
     (tmp_path / 'module.py').write_text('')
     (tmp_path / 'package').mkdir()
     (tmp_path / 'package' / '__init__.py').write_text('from timm_mobilenext import MobileNeXt; print(MobileNeXt)')

@@ -1,5 +1,4 @@
 """What a user of timm can rely on. timm's own tests of the contract run beside these, see tools/timm_suite.py."""
-import argparse
 import copy
 import pickle
 import re
@@ -10,25 +9,15 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from networks import ARCHITECTURES, FAMILIES, OFFICIAL_NAME, SHORT, SMALL
 from timm.data import create_transform, resolve_model_data_config
-from timm.layers import DropPath, convert_sync_batchnorm, freeze_batch_norm_2d
-from timm.layers.norm_act import FrozenBatchNormAct2d
+from timm.layers import DropPath
 from timm.optim import create_optimizer_v2
-from timm.utils import freeze, reparameterize_model
-from torch.autograd import forward_ad
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mobilenext
 from timm_mobilenext import MobileNeXt, SandGlass
-from timm_mobilenext.mobilenext import checkpoint_filter_fn
 
-ARCHITECTURES = timm.list_models(module='mobilenext')
-SMALL = 'mobilenext_035'
-FAMILIES = [SMALL, 'mobilenext_100_id050', 'mobilenext_s', 'mobilenext_l', 'mobilenext_l_ghost']
-# architecture -> the authors' network with the same parameters
-OFFICIAL_NAME = {name: 'mnext' + name.removeprefix('mobilenext').split('_id')[0] for name in ARCHITECTURES}
 # the identity tensor multiplier as the authors write it, a divisor
 DIVISOR = {'mobilenext_100_id050': 2, 'mobilenext_100_id033': 3, 'mobilenext_100_id025': 4}
 
@@ -168,19 +157,6 @@ def test_drop_path_schedule():
             assert not isinstance(block.drop_path, DropPath)
 
 
-def test_drop_path_keeps_channels_without_shortcut():
-    """A dropped block is the identity on the channels of the shortcut and unchanged on the others."""
-    block = SandGlass(8, 8, identity_ratio=0.5, drop_path_rate=0.999)
-    x = torch.randn(64, 8, 7, 7)
-    out = block.train()(x)
-    kept = copy.deepcopy(block)
-    kept.drop_path = nn.Identity()
-    expected = kept(x)
-    dropped = [i for i in range(64) if torch.equal(out[i, :4], x[i, :4])]
-    assert len(dropped) > 50
-    torch.testing.assert_close(out[:, 4:], expected[:, 4:])
-
-
 def test_init():
     """Convolutions start as the authors', the depthwise fan-out not divided by groups; no dropout unless asked for."""
     torch.manual_seed(0)
@@ -201,109 +177,6 @@ def test_batch_norm_arguments(name, eps, momentum):
     for kwargs, expected in (({}, (eps, momentum)), (dict(bn_eps=0.5, bn_momentum=0.25), (0.5, 0.25))):
         norms = [m for m in timm.create_model(name, **kwargs).modules() if isinstance(m, nn.BatchNorm2d)]
         assert {(m.eps, m.momentum) for m in norms} == {expected}
-
-
-# -- checkpoints
-
-def test_training_checkpoint_file(tmp_path):
-    """The authors' kind of file loads by `file=`: old container, optimizer, Namespace, EMA weights first."""
-    weights = official.state_dict('mnext_s')
-    path = tmp_path / 'model_best.pth.tar'
-    torch.save(
-        dict(epoch=497, arch='efficienti2rnet_b0', state_dict={k: v * 0 for k, v in weights.items()},
-             state_dict_ema={f'module.{k}': v for k, v in weights.items()}, optimizer={}, version=2, metric=76.056,
-             args=argparse.Namespace(model='efficienti2rnet_b0')),
-        path, _use_new_zipfile_serialization=False)
-    model = timm.create_model('mobilenext_s', pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
-    with torch.no_grad():
-        assert official.golden_error(model(official.images()), 'mnext_s/div1/float32') < 2e-3
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-def test_filter_maps_every_key(name):
-    """Every official key but the five unused ones has its place, and a mapped dict passes the filter untouched."""
-    model = timm.create_model(name, device='meta')
-    theirs = official.state_dict(OFFICIAL_NAME[name])
-    mapped = checkpoint_filter_fn({'state_dict': {f'module.{k}': v for k, v in theirs.items()}}, model)
-    assert mapped.keys() == model.state_dict().keys()
-    assert len(theirs) - len(mapped) == (0 if name in (SMALL, 'mobilenext_100_id050') else 5)
-    assert checkpoint_filter_fn(mapped, model) is mapped
-
-
-def test_filter_takes_headless_and_adapted():
-    """A checkpoint fits whatever the model's classes and input channels, and without a classifier."""
-    theirs = official.state_dict('mnext_035')
-    overlay = dict(state_dict=theirs)
-    model = timm.create_model(SMALL, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, in_chans=1)
-    assert torch.equal(model.blocks[7][0].dw_end.conv.weight, theirs['features.20.conv.8.weight'])
-    torch.testing.assert_close(model.conv_stem.weight, theirs['features.0.0.weight'].sum(1, keepdim=True))
-    headless = {k: v for k, v in timm.create_model(SMALL).state_dict().items() if not k.startswith('classifier')}
-    assert checkpoint_filter_fn(headless, model) is headless
-    features = timm.create_model(SMALL, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
-    assert torch.equal(features.conv_stem.weight, theirs['features.0.0.weight'])
-
-
-@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7)])
-def test_foreign_checkpoint(kwargs):
-    """A checkpoint of another network is refused by its first keys, also where timm loads without strictness."""
-    foreign = timm.create_model('resnet18').state_dict()
-    overlay = dict(state_dict=foreign)
-    with pytest.raises(RuntimeError, match=r'it has conv1\.weight, layer1.* and \d+ more.*it lacks conv_stem\.weight'):
-        timm.create_model(SMALL, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
-
-
-def test_other_layouts_of_the_same_network():
-    """The layers of I2RConvBlock, which is MBConvBlockV1 under other names, are taken for what they are."""
-    theirs = official.state_dict('mnext_s')
-    full, transition = ['0', '1', '3', '4', '5', '6', '8', '9'], ['-', '-', '0', '1', '2', '3', '5', '6']
-    names = ['_project_conv', '_bn0', '_linear1', '_bn1', '_linear2', '_bn2', '_expand_conv', '_bn3']
-    renamed = {}
-    for key, value in theirs.items():
-        match = re.fullmatch(r'(_blocks\.\d+\.)features\.(\d+)(\..*)', key)
-        if match:
-            is_full = f'{match[1]}features.9.weight' in theirs
-            key = match[1] + dict(zip(full if is_full else transition, names, strict=True))[match[2]] + match[3]
-        renamed[key] = value
-    assert sum('_linear1' in key for key in renamed) == 20
-    model = timm.create_model('mobilenext_s', device='meta')
-    expected, mapped = checkpoint_filter_fn(theirs, model), checkpoint_filter_fn(renamed, model)
-    assert mapped.keys() == expected.keys()
-    assert all(mapped[key] is expected[key] for key in expected)
-
-
-def test_layout_of_another_padding():
-    """The keys of Efficientmnext, which pads and normalizes differently, load into a model that does so alone."""
-    names = {'dw_start.conv': 'dwise_conv1', 'dw_start.bn': 'bn1', 'pw_reduce.conv': 'project_layer',
-             'pw_reduce.bn': 'bn2', 'pw_expand.conv': 'expand_layer', 'pw_expand.bn': 'bn3',
-             'dw_end.conv': 'dwise_conv2', 'dw_end.bn': 'bn4', 'se.fc1': 'se.conv_reduce', 'se.fc2': 'se.conv_expand'}
-    native = timm.create_model('mobilenext_s').state_dict()
-    theirs = {}
-    for key, value in native.items():
-        match = re.fullmatch(r'(blocks\.\d+\.\d+)\.(\w+\.\w+)(\..*)', key)
-        theirs[f'{match[1]}.{names[match[2]]}{match[3]}' if match else key] = value
-    with pytest.raises(RuntimeError, match=r"class Efficientmnext.* pad_type='', bn_eps=1e-5 and bn_momentum=0\.1"):
-        checkpoint_filter_fn(theirs, timm.create_model('mobilenext_s', device='meta'))
-    model = timm.create_model('mobilenext_s', device='meta', pad_type='', bn_eps=1e-5, bn_momentum=0.1)
-    mapped = checkpoint_filter_fn(theirs, model)
-    assert mapped.keys() == native.keys()
-    assert all(mapped[key] is native[key] for key in native)
-
-
-def test_unknown_official_keys():
-    """A key that the authors' layout has no place for is named as it stands in the file."""
-    theirs = official.state_dict('mnext_035')
-    theirs |= {f'features.{place}.weight': torch.zeros(1) for place in ('20.conv.12', '99.conv.0', '0.2')}
-    with pytest.raises(RuntimeError, match=r'it has features\.20\.conv\.12\.weight, features\.99.*, features\.0\.2'):
-        checkpoint_filter_fn(theirs, timm.create_model(SMALL, device='meta'))
-
-
-@pytest.mark.parametrize('name', [SMALL, 'mobilenext_050'])
-def test_checkpoint_of_another_width(name):
-    """A checkpoint of another width is refused by the first shape that differs."""
-    with pytest.raises(RuntimeError, match=r'conv_stem\.weight has shape \(32, 3, 3, 3\), expected \(16, 3, 3, 3\)'):
-        timm.create_model(
-            name, num_classes=7, pretrained=True,
-            pretrained_cfg_overlay=dict(state_dict=official.state_dict('mnext_100')))
 
 
 def test_architecture_survives_export(tmp_path, calibrated):
@@ -420,46 +293,9 @@ def test_output_stride(name, output_stride, calibrated):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_reparameterize(name, calibrated):
-    """The reparameterize_model of timm folds all batch norms away, idempotently and with equal answers."""
-    model = calibrated(name).to(memory_format=torch.channels_last)
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    fused = reparameterize_model(model)
-    assert not [m for m in fused.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert fused.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        torch.testing.assert_close(fused(x), model(x))
-        torch.testing.assert_close(reparameterize_model(fused)(x), fused(x), rtol=0, atol=0)
-        torch.testing.assert_close(torch.jit.script(fused)(x), fused(x))
-
-
-@pytest.mark.parametrize('change', ['stem', 'sync', 'freeze', 'groupnorm', 'pickle', 'features'])
-def test_reparameterize_after_changes(change, calibrated):
-    """Folding keeps the answers of a model whose layers were replaced, copied or wrapped before."""
-    model = calibrated(SMALL)
-    if change == 'stem':
-        model.conv_stem = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False, dtype=torch.float64)
-    elif change == 'sync':
-        model = convert_sync_batchnorm(model).eval()
-    elif change == 'freeze':
-        freeze(model)
-        assert any(isinstance(m, FrozenBatchNormAct2d) for m in model.modules())
-    elif change == 'groupnorm':
-        model = timm.create_model(SMALL, norm_layer='groupnorm1', dtype=torch.float64).eval()
-    elif change == 'pickle':
-        model = pickle.loads(pickle.dumps(model))
-    elif change == 'features':
-        model = calibrated(SMALL, features_only=True)
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    with torch.no_grad():
-        expected, answer = model(x), reparameterize_model(model)(x)
-    torch.testing.assert_close(answer, expected)
-
-
-@pytest.mark.parametrize('name', FAMILIES)
 def test_ways_to_run(name, calibrated):
     """Scripted, traced, exported, compiled, copied, pickled and channels_last models answer as the model does."""
-    model = calibrated(name, depth_mult=0.5)  # blocks of every kind, half as many to compile
+    model = calibrated(name, stages=SHORT)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         expected = model(x)
@@ -484,7 +320,7 @@ def test_ways_to_run(name, calibrated):
 def test_compiles_for_training(name):
     """A training step compiles to one graph with the gradients of the eager model, blocks of every kind in it."""
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=3, depth_mult=0.5, dtype=torch.float64)
+    model = timm.create_model(name, num_classes=3, stages=SHORT, dtype=torch.float64)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     grads = []
     for run in (model, torch.compile(model, backend='aot_eager', fullgraph=True)):
@@ -492,6 +328,35 @@ def test_compiles_for_training(name):
         run(x).square().sum().backward()
         grads.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize(('name', 'mode'), [
+    ('mobilenext_100_id050', 'eval'), (SMALL, 'train'), (SMALL, 'recompute_act'), (SMALL, 'checkpointed')])
+def test_compiles_for_all_sizes(name, mode):
+    """torch.compile makes one graph for all batches of square images, and at most one more for all others."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = timm.create_model(name, num_classes=3, stages=SHORT, recompute_act=mode == 'recompute_act')
+    model.set_grad_checkpointing(mode == 'checkpointed')
+    compiled = torch.compile(model.train(mode != 'eval'), backend=backend, fullgraph=True, dynamic=True)
+    for shape in ((2, 3, 64, 64), (3, 3, 96, 96), (2, 3, 96, 64), (4, 3, 72, 120), (5, 3, 120, 72)):
+        with torch.set_grad_enabled(mode != 'eval'):
+            compiled(torch.randn(shape))
+    assert len(graphs) <= 2
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile compiles with g++ on a CPU, which is not installed')
+def test_freezing(calibrated):
+    """torch.compile with freezing, in channels_last and with a partial shortcut, answers as the model does."""
+    model = calibrated('mobilenext_100_id050', width_mult=0.35, stages=SHORT).float()
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('indices', [None, 2, [0, -1], [1]])
@@ -520,19 +385,6 @@ def test_layer_decay():
     assert scales == [0.5 ** i for i in range(21, -1, -1)]
 
 
-@pytest.mark.parametrize('name', FAMILIES)
-def test_grad_checkpointing(name):
-    """Gradient checkpointing leaves gradients and running statistics as they are, of `forward_intermediates` too."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=3)
-    checkpointed = copy.deepcopy(model)
-    checkpointed.set_grad_checkpointing()
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(step(checkpointed, x), step(model, x), rtol=0, atol=0)
-    torch.testing.assert_close(
-        *(step(m, x, run=lambda x, m=m: m.forward_intermediates(x)[0]) for m in (checkpointed, model)), rtol=0, atol=0)
-
-
 def test_arguments_of_train_py():
     """The arguments that timm's train.py passes build a model that trains."""
     model = timm.create_model(
@@ -542,256 +394,12 @@ def test_arguments_of_train_py():
     assert model.head_hidden_size == 2 * model.num_features == 2560
 
 
-# -- the forms for speed and memory
-
-def kept_bytes(model: nn.Module, x: torch.Tensor) -> int:
-    """Bytes that a forward pass allocates and does not free: what it keeps for the backward pass, and its output."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        out = model(x)
-    assert out.requires_grad
-    return sum(event.self_cpu_memory_usage for event in prof.key_averages())
-
-
-def step(model: nn.Module, x: torch.Tensor, run=None) -> dict[str, torch.Tensor]:
-    """Take a training step without an optimizer; return the output, gradients and running statistics."""
-    model.zero_grad()
-    out = (run or model)(x)
-    out.square().sum().backward()
-    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return dict(out=out.detach(), **grads, **{name: b.clone() for name, b in model.named_buffers()})
-
-
-@pytest.mark.parametrize('train', [False, True])
-@pytest.mark.parametrize('identity_ratio', [1, 0.5])
-def test_shortcut_in_every_mode(identity_ratio, train):
-    """The shortcut has equal answers and gradients in eager mode, compiled, exported, scripted, traced, under fx."""
-    torch.manual_seed(0)
-    block = SandGlass(16, 16, identity_ratio=identity_ratio, dtype=torch.float64).train(train)
-    x = torch.randn(2, 16, 6, 6, dtype=torch.float64, requires_grad=True)
-    branch = copy.deepcopy(block)
-    branch.identity_chs = 0
-
-    def expected(x):
-        chs = int(16 * identity_ratio)
-        out = branch(x)
-        return torch.cat([out[:, :chs] + x[:, :chs], out[:, chs:]], dim=1)
-
-    def answers(run):
-        for m in (block, branch):
-            m.zero_grad()
-        out = run(x)
-        grad_x, = torch.autograd.grad(out.pow(3).sum(), x)
-        with torch.no_grad():
-            return out.detach(), grad_x, run(x)
-
-    ways = dict(
-        eager=block,
-        compile=torch.compile(block, backend='aot_eager', fullgraph=True),
-        script=torch.jit.script(block),
-        trace=torch.jit.trace(block, x.detach()),
-        fx=torch.fx.symbolic_trace(block),
-        channels_last=lambda x: block(x.contiguous(memory_format=torch.channels_last)),
-        recompute=copy.deepcopy(block),
-    )
-    ways['recompute'].recompute_act = True
-    if not train:  # what PyTorch 2.5 exports in training mode has no backward pass
-        ways['export'] = torch.export.export(block, (x.detach(),)).module()
-    for way, run in ways.items():
-        torch.testing.assert_close(answers(run), answers(expected), msg=lambda m, way=way: f'{way}: {m}')
-    if not train:  # batch norm in training mode writes to its statistics, which torch.func refuses
-        params, buffers = dict(block.named_parameters()), dict(block.named_buffers())
-
-        def loss(x):
-            return torch.func.functional_call(block, (params, buffers), (x[None],)).pow(3).sum()
-
-        torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x.detach()), answers(expected)[1])
-        with forward_ad.dual_level():
-            dual = block(forward_ad.make_dual(x.detach(), torch.ones_like(x)))
-            tangent = forward_ad.unpack_dual(dual).tangent
-        torch.testing.assert_close(torch.func.jvp(expected, (x.detach(),), (torch.ones_like(x),))[1], tangent)
-        assert torch.autograd.gradgradcheck(block, (x,), fast_mode=True)
-
-
-@pytest.mark.parametrize('identity_ratio', [1, 0.5])
-def test_form_of_the_shortcut(identity_ratio):
-    """In eager mode the backward graph has no copy of a slice, and where operators are recorded nothing is written."""
-    block = SandGlass(16, 16, identity_ratio=identity_ratio)
-    x = torch.randn(2, 16, 6, 6, requires_grad=True)
-    out = block(x)  # which the graph lives as long as
-    seen, nodes = set(), [out.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        seen.add(type(node).__name__)
-        nodes += [following for following, _ in node.next_functions if following]
-    assert not {'CopySlices', 'SliceBackward0', 'CatBackward0'} & seen
-    assert ('_PartialIdentityBackward' in seen) == (identity_ratio < 1)
-    exported = torch.export.export(block.eval(), (x.detach(),))
-    calls = {str(node.target) for node in exported.graph.nodes if node.op == 'call_function'}
-    assert 'aten.add.Tensor' in calls
-    assert not [call for call in calls if 'add_' in call or 'scatter' in call or 'copy' in call]
-    assert ('aten.cat.default' in calls) == (identity_ratio < 1)
-
-
-def test_block_without_last_depthwise_conv():
-    """Where the shortcut meets an activation, whose output is kept for backward, that output is not written to."""
-    block = SandGlass(16, 16, dw_end=False, dtype=torch.float64)
-    x = torch.randn(2, 16, 6, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(block, (x,), fast_mode=True)
-
-
-@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050'])
-def test_relu6(name, memory_format):
-    """The default ReLU6 keeps at most 0.76 of the memory of PyTorch's, the authors', with equal bits throughout."""
-    torch.manual_seed(0)
-    default = timm.create_model(name, num_classes=3).to(memory_format=memory_format)
-    plain = timm.create_model(name, num_classes=3, act_layer=nn.ReLU6).to(memory_format=memory_format)
-    plain.load_state_dict(default.state_dict())
-    x = torch.randn(4, 3, 96, 96).contiguous(memory_format=memory_format)
-    torch.testing.assert_close(step(default, x), step(plain, x), rtol=0, atol=0)
-    assert kept_bytes(default, x) < 0.76 * kept_bytes(plain, x)
-
-
-@pytest.mark.parametrize('flag', ['scriptable', 'exportable'])
-def test_plain_relu6(flag):
-    """Models created to be scripted or exported have PyTorch's ReLU6, as timm has it of its own activations."""
-    model = timm.create_model(SMALL, **{flag: True})
-    assert {type(m) for m in model.modules() if isinstance(m, nn.ReLU6)} == {nn.ReLU6}
-
-
-@pytest.mark.parametrize('change', ['', 'channels_last', 'frozen', 'half frozen', 'autocast', 'folded', 'checkpointed'])
-@pytest.mark.parametrize('name', FAMILIES)
-def test_recompute_act(name, change):
-    """With `recompute_act` gradients agree to 1e-6 and running statistics to the bit, whatever else is changed."""
-    steps = []
-    for recompute_act in (False, True):
-        torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=3, depth_mult=0.5, recompute_act=recompute_act)
-        x = torch.randn(4, 3, 64, 64)
-        if change == 'channels_last':
-            model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))
-        elif change == 'frozen':
-            model = freeze_batch_norm_2d(model)
-        elif change == 'half frozen':
-            freeze(model, ['conv_stem', 'bn1', 'blocks.0', 'blocks.1', 'blocks.2'])
-        elif change == 'folded':
-            model = reparameterize_model(model)
-        elif change == 'checkpointed':
-            model.set_grad_checkpointing(recompute_act)
-        with torch.autocast('cpu', torch.bfloat16, enabled=change == 'autocast'):
-            steps.append(step(model, x))
-    expected, got = steps
-    scale = max(value.abs().max() for key, value in expected.items() if 'running' not in key)
-    assert expected.keys() == got.keys()
-    for key in expected:
-        if 'running' in key or 'tracked' in key:
-            assert torch.equal(got[key], expected[key]), key
-        else:
-            assert (got[key] - expected[key]).abs().max() <= 1e-6 * scale, key
-
-
-@pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050'])
-def test_memory_of_recompute_act(name):
-    """`recompute_act` keeps at most 0.55 of the memory that PyTorch's ReLU6 does, a checkpoint per block a fifth."""
-    x = torch.randn(4, 3, 96, 96)
-    plain = kept_bytes(timm.create_model(name, act_layer=nn.ReLU6), x)
-    assert kept_bytes(timm.create_model(name, recompute_act=True), x) < 0.55 * plain
-    checkpointed = timm.create_model(name)
-    checkpointed.set_grad_checkpointing()
-    assert kept_bytes(checkpointed, x) < 0.2 * plain
-
-
-@pytest.mark.parametrize('memory', ['default', 'recompute_act', 'checkpointed'])
-def test_distributed_data_parallel(memory, tmp_path):
-    """DistributedDataParallel gives the gradients and statistics of the model alone, however memory is saved."""
-    torch.manual_seed(0)
-    model = timm.create_model('mobilenext_100_id050', num_classes=3, recompute_act=memory == 'recompute_act')
-    model.set_grad_checkpointing(memory == 'checkpointed')
-    alone = copy.deepcopy(model)
-    x = torch.randn(2, 3, 64, 64)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    try:
-        torch.testing.assert_close(
-            step(model, x, run=nn.parallel.DistributedDataParallel(model)), step(alone, x), rtol=0, atol=0)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-class Layouts(TorchDispatchMode):
-    """Notes the operators that return new features in another layout than channels_last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.others = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        results = func(*args, **(kwargs or {}))
-        for out in results if isinstance(results, (tuple, list)) else [results]:
-            if not isinstance(out, torch.Tensor) or out.ndim != 4 or out.shape[2] == 1:
-                continue
-            memory = out.untyped_storage().data_ptr()
-            is_view = any(isinstance(a, torch.Tensor) and a.untyped_storage().data_ptr() == memory for a in args)
-            if not is_view and not out.is_contiguous(memory_format=torch.channels_last):
-                self.others.add(func.__name__.split('.')[0])
-        return results
-
-
-@pytest.mark.parametrize('name', ARCHITECTURES)
-def test_channels_last(name):
-    """In channels_last no layer returns another layout; in the backward pass of ReLU6 networks the pooling alone."""
-    model = timm.create_model(name).to(memory_format=torch.channels_last)
-    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    for inference in (model, reparameterize_model(model)):
-        with torch.no_grad(), Layouts() as layouts:
-            inference.eval()(x)
-        assert layouts.others == set()
-    with Layouts() as layouts:
-        out = model.train()(x)
-    assert layouts.others == set()
-    with Layouts() as layouts:
-        out.sum().backward()
-    if not name.startswith(('mobilenext_s', 'mobilenext_l')):  # theirs pool in each squeeze-excite
-        assert layouts.others == {'div'}  # PyTorch's mean: a 1280 x 7 x 7 gradient, in timm's networks too
-    weights = [p for p in model.parameters() if p.ndim == 4]
-    assert all(w.grad.is_contiguous(memory_format=torch.channels_last) for w in weights)
-
-
-@pytest.mark.parametrize(('name', 'mode'), [
-    ('mobilenext_100_id050', 'eval'), (SMALL, 'train'), (SMALL, 'recompute_act'), (SMALL, 'checkpointed')])
-def test_compiles_for_all_sizes(name, mode):
-    """torch.compile makes one graph for all batches of square images, and at most one more for all others."""
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    model = timm.create_model(name, num_classes=3, depth_mult=0.5, recompute_act=mode == 'recompute_act')
-    model.set_grad_checkpointing(mode == 'checkpointed')
-    compiled = torch.compile(model.train(mode != 'eval'), backend=backend, fullgraph=True, dynamic=True)
-    for shape in ((2, 3, 64, 64), (3, 3, 96, 96), (2, 3, 96, 64), (4, 3, 72, 120), (5, 3, 120, 72)):
-        with torch.set_grad_enabled(mode != 'eval'):
-            compiled(torch.randn(shape))
-    assert len(graphs) <= 2
-
-
-@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile compiles with g++ on a CPU, which is not installed')
-def test_freezing(calibrated):
-    """torch.compile with freezing, in channels_last and with a partial shortcut, answers as the model does."""
-    model = calibrated('mobilenext_100_id050', width_mult=0.35, depth_mult=0.5).float()
-    model = model.to(memory_format=torch.channels_last)
-    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-4)
-
-
 def test_meta_device():
     """A model on the meta device gets the values of its parameters from `init_weights`, once it has memory."""
     model = timm.create_model('mobilenext_100', device='meta').to_empty(device='cpu')
     torch.manual_seed(0)
     model.init_weights()
     assert model.blocks[6][1].pw_expand.conv.weight.detach().std() == pytest.approx((2 / 960) ** 0.5, rel=0.05)
-
 
 
 # -- bad input

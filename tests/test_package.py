@@ -11,7 +11,8 @@ import timm
 import torch
 
 import timm_mobilenext
-from timm_mobilenext.pretrained import SOURCES, cached_file
+from timm_mobilenext._authors import SOURCES
+from timm_mobilenext.pretrained import cached_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -37,7 +38,8 @@ def test_import_is_light():
     loaded = run_python(
         'import sys, timm; before = set(sys.modules); import timm_mobilenext; print(*set(sys.modules) - before)')
     assert {name for name in loaded.split() if not name.startswith('torch.')} == {
-        'timm_mobilenext', 'timm_mobilenext.mobilenext'}
+        'timm_mobilenext', *(f'timm_mobilenext.{room}' for room in (
+            'hook', 'mobilenext', '_authors', '_builder', '_layers', 'pretrained'))}
 
 
 def test_version():

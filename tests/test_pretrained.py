@@ -11,7 +11,8 @@ import timm
 import torch
 
 from timm_mobilenext.convert import convert
-from timm_mobilenext.pretrained import SOURCES, git_blob_id, read
+from timm_mobilenext._authors import SOURCES
+from timm_mobilenext.pretrained import git_blob_id, read
 
 # Prints how far the logits are from what the authors' code answered, and their SHA-256.
 GOLDEN = """
@@ -102,7 +103,7 @@ def create(**kwargs):
 weights = official.state_dict('mnext_100')
 model = create(num_classes=7, in_chans=1, drop_path_rate=0.1)
 assert model.classifier.weight.shape == (7, 1280)
-assert torch.allclose(model.conv_stem.weight, weights['features.0.0.weight'].sum(1, keepdim=True))
+assert torch.allclose(model.stem.conv.weight, weights['features.0.0.weight'].sum(1, keepdim=True))
 for kwargs in (dict(), dict(feature_cls='getter'), dict(feature_cls='hook')):
     features = create(features_only=True, out_indices=(1, 4), **kwargs)
     assert [f.shape[1] for f in features(torch.zeros(1, 3, 64, 64))] == [144, 1280]
@@ -145,7 +146,7 @@ def test_hub_error_stands(fault, kwargs, env, error, remedy, on_hub, server, cli
     message = client.fail(CREATE.format(kwargs), **env)
     assert message.startswith(f'{error}: ')
     assert remedy in message
-    assert 'python -m timm_mobilenext.convert mobilenext_100' in message
+    assert 'python -m timm_mobilenext convert mobilenext_100' in message
     assert not any('/files/' in request for request in server.log)
     assert not weights_in(client.hub_cache)
 

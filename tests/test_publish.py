@@ -25,9 +25,9 @@ def checkpoint(tmp_path, calibrated):
 @pytest.fixture
 def published(client, checkpoint):
     """The arguments that published it as me/mine."""
-    args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine', '--push']
+    args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push']
     (client.folder / 'names.txt').write_text('a\nb\nc\n')
-    client.run(PUBLISH.format([*args, '--label-names', 'names.txt', '--license', 'mit', '--dataset', 'me/abc']))
+    client.run(PUBLISH.format([*args, '--label-names', 'names.txt', '--dataset', 'me/abc']))
     return args
 
 
@@ -138,7 +138,7 @@ def test_nothing_is_uploaded_unasked(server, client, checkpoint):
 def test_hub_refuses(server, client, checkpoint):
     """A Hub that does not answer ends the command with its message; the folder is there to be pushed later."""
     server.server_close()
-    args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine', '--push']
+    args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push']
     error = client.fail(f"__import__('timm_mobilenext.publish').publish.main({args})")
     assert 'SystemExit: error: [Errno 111] Connection refused\nmine was not uploaded to me/mine.' in error
     assert '`hf upload me/mine mine`' in error

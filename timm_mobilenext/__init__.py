@@ -1,11 +1,14 @@
-"""MobileNeXt for timm: importing this package registers the models, `timm.create_model('mobilenext_100')` works."""
-import sys
+"""MobileNeXt for timm: importing this package registers the models, `timm.create_model('mobilenext_100')` works.
+
+The import brings neither timm nor PyTorch along: the models are registered when timm is imported, before or after it.
+"""
+from typing import TYPE_CHECKING, Any
+
+from timm_mobilenext import hook
 
 __version__ = '0.1.0'
 
-# Not under `python -m timm_mobilenext SCRIPT`, which imports this package before the script can say which timm it uses
-# (__main__.py imports the models when it has). Python documents that sys.argv[0] is '-m' until the module is found.
-if sys.argv[:1] != ['-m'] or sys.orig_argv[-len(sys.argv):][:1] not in ([__name__], [f'-m{__name__}']):
+if TYPE_CHECKING:  # for static tools; __getattr__ answers for the same names
     from timm_mobilenext.mobilenext import (
         MobileNeXt as MobileNeXt,
         SandGlass as SandGlass,
@@ -21,3 +24,15 @@ if sys.argv[:1] != ['-m'] or sys.orig_argv[-len(sys.argv):][:1] not in ([__name_
         mobilenext_l_ghost as mobilenext_l_ghost,
         mobilenext_s as mobilenext_s,
     )
+
+
+def __getattr__(name: str) -> Any:
+    """Return a class or an architecture, and import timm for it if nobody has."""
+    if name in ('MobileNeXt', 'SandGlass') or name.startswith('mobilenext_'):
+        from timm_mobilenext import mobilenext
+        if name in mobilenext.__all__:
+            return getattr(mobilenext, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+hook.install()

@@ -1,21 +1,28 @@
-"""Run a program with the models of timm_mobilenext registered.
+"""The one door of the package: its commands, and a launcher for programs that do not know it.
 
-    python -m timm_mobilenext SCRIPT.py [ARGS]           a script, timm's train.py for one
-    python -m timm_mobilenext -m MODULE [ARGS]           a module
+    python -m timm_mobilenext COMMAND [ARGS]       a command of the package
+{commands}
+    python -m timm_mobilenext SCRIPT.py [ARGS]     run a script, timm's train.py for one, with the models registered
+    python -m timm_mobilenext -m MODULE [ARGS]     run a module so
     torchrun --nproc-per-node N -m timm_mobilenext SCRIPT.py [ARGS]
-    python -m timm_mobilenext autoload on|off|status     no launcher needed in this environment any more
-    python -m timm_mobilenext                            what is installed, and where weights would come from
 
-The program runs as Python alone would run it. timm is imported by it and not before, so a checkout's own timm beside
-the script is the one that it gets; when it has imported timm.models, the models are registered.
+A program runs as Python alone would run it. timm is imported by it and not before, so a checkout's own timm beside the
+script is the one that it gets; when it has imported timm.models, the models are registered.
 """
+import importlib
 import os
 import runpy
 import sys
 from importlib.machinery import SourceFileLoader
 from types import ModuleType, TracebackType
 
-from timm_mobilenext import autoload, hook
+# Each is a module of its name, with a function `main` that takes the arguments and returns the exit code.
+COMMANDS = {
+    'convert': "a checkpoint, the authors' or of train.py, to a folder that timm and transformers load",
+    'publish': 'the same with a model card, and onto the Hugging Face Hub',
+    'autoload': 'on|off|status: let every program of this environment find the models, with no launcher',
+    'doctor': 'what is installed, and where the weights of each architecture would come from',
+}
 
 
 def _error(message: str, code: int) -> int:
@@ -57,27 +64,22 @@ def _run_module(module: str) -> None:
 
 
 def main() -> int:
-    """Run the command."""
+    """Run the command or the program."""
     args = sys.argv[1:]
-    if args[:1] == ['autoload']:
-        return autoload.main(args[1:])
-    if 'timm_mobilenext.mobilenext' not in sys.modules:  # see __init__.py: from here on its import is the real one
-        del sys.modules['timm_mobilenext']
-    if not args:
-        from timm_mobilenext import doctor  # here, it imports PyTorch
-        return doctor.main()
-    if args[0] in ('-h', '--help'):
-        print((__doc__ or '').strip())
+    if not args or args[0] in ('-h', '--help'):
+        commands = '\n'.join(f'      {name:<10}{text}' for name, text in COMMANDS.items())
+        print((__doc__ or '').format(commands=commands).strip())
         return 0
+    if args[0] in COMMANDS:
+        return importlib.import_module(f'timm_mobilenext.{args[0]}').main(args[1:])
 
-    is_module = args[0] == '-m'
-    if args[0].startswith('-') and not (is_module and len(args) > 1):
-        return _error(f'{args[0]}: expected SCRIPT.py, -m MODULE or autoload on|off|status (--help explains).', 2)
+    is_module = args[0] == '-m' and len(args) > 1
     program = args[is_module]
-    if not (is_module or os.path.isfile(program)):
-        return _error(f"can't open {program!r}: no such file. Expected the path of a script, or -m MODULE.", 2)
+    if not is_module and (program.startswith('-') or not os.path.isfile(program)):
+        return _error(
+            f'{program!r} is neither a command nor a script: expected {", ".join(COMMANDS)}, the path of a script or '
+            '-m MODULE (--help explains).', 2)
 
-    hook.install()
     sys.excepthook = _excepthook
     sys.argv = ['-m' if is_module else program, *args[1 + is_module:]]  # what Python alone would have put there
     if is_module:

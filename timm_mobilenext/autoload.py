@@ -87,7 +87,10 @@ def status() -> str:
 
 
 def main(args: list[str]) -> int:
-    """Run the command: `on`, `off` or `status`."""
+    """Run `python -m timm_mobilenext autoload` with these arguments, one of `on`, `off` and `status`."""
+    if args in (['-h'], ['--help']):
+        print((__doc__ or '').strip())
+        return 0
     commands = {'on': on, 'off': off, 'status': status}
     if len(args) != 1 or args[0] not in commands:
         print(f'timm_mobilenext: autoload {" ".join(args)}: expected on, off or status.', file=sys.stderr)

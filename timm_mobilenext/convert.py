@@ -1,7 +1,7 @@
 """Convert a checkpoint to a folder that timm and transformers load: the authors' files, and what train.py wrote.
 
-    python -m timm_mobilenext.convert mobilenext_100                           # downloads the authors' file
-    python -m timm_mobilenext.convert mobilenext_100 model_best.pth.tar        # theirs or one of your own
+    python -m timm_mobilenext convert mobilenext_100                           # downloads the authors' file
+    python -m timm_mobilenext convert mobilenext_100 model_best.pth.tar        # theirs or one of your own
 
 What else there is to say: --help.
 """
@@ -19,16 +19,16 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.errors import HTTPError
+from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.models import split_model_name_tag
 from timm.utils import ParseKwargs
 
-import timm_mobilenext
+from timm_mobilenext import __version__
+from timm_mobilenext._authors import LICENSE, SOURCES, Source
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
-from timm_mobilenext.pretrained import SOURCES, WEIGHTS_NAME, Source, fetch, git_blob_id, read, read_official
-
-AUTHORS_LICENSE = 'bsd-3-clause-clear'
+from timm_mobilenext.pretrained import WEIGHTS_NAME, fetch, git_blob_id, read
 
 
 @dataclass
@@ -50,12 +50,35 @@ class Converted:
     top1: float | None = None
 
 
+def _origin(path: Path, args: dict[str, Any]) -> dict[str, str]:
+    """Return what a checkpoint says of its licence, and of the authors' file that its weights come from.
+
+    Args:
+        path: The file. A converted one says it in its header.
+        args: The arguments of train.py in it. That started from the authors' weights if it was told to take pretrained
+            ones, by the name that they are registered under and from no other file.
+    """
+    header: dict[str, str] = {}
+    if path.suffix == '.safetensors':
+        with safe_open(path, 'pt') as file:
+            header = file.metadata() or {}
+    model = str(args.get('model') or '').removeprefix('hf-hub:').removeprefix('timm-mobilenext/')
+    started_from = SOURCES.get(split_model_name_tag(model)[0])
+    urls = {source.url for source in SOURCES.values()}
+    if args.get('pretrained') and not args.get('pretrained_path') and started_from:
+        derived_from: str | None = started_from.url
+    else:
+        derived_from = next((header[key] for key in ('derived_from', 'source') if header.get(key) in urls), None)
+    license = header.get('license') or (LICENSE if derived_from else None)
+    return {key: text for key, text in (('derived_from', derived_from), ('license', license)) if text}
+
+
 def load(
         architecture: str,
         checkpoint: str | Path | None = None,
         *,
         model_kwargs: dict[str, Any] | None = None,
-        license: str = AUTHORS_LICENSE,
+        license: str | None = None,
         cache_dir: str | Path | None = None,
 ) -> Converted:
     """Load a checkpoint of any supported layout into a model.
@@ -67,7 +90,8 @@ def load(
         architecture: Name of the architecture.
         checkpoint: The file, None for the authors' own, which is downloaded.
         model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
-        license: Licence of the weights, where they are not the authors' own file.
+        license: Licence of the weights, where they are not the authors' own file. None for what the checkpoint says:
+            the authors' if its weights were fine-tuned from theirs, that of a converted file, else none.
         cache_dir: Where downloads are kept, by default in the cache of torch.hub.
 
     Raises:
@@ -88,13 +112,14 @@ def load(
     source = SOURCES[theirs] if theirs else None
     args: dict[str, Any] = {}
     top1 = None
-    weights: dict[str, Any]
+    weights = read(path)
     if source:
-        weights, trained = read_official(source, path), theirs
+        weights, trained = source.weights(weights), theirs
         top1 = source.top1
+        origin = dict(license=LICENSE)
     else:
-        weights = read(path)
         args = vars(weights.get('args', argparse.Namespace()))
+        origin = _origin(path, args) | (dict(license=license) if license else {})
         trained = split_model_name_tag(str(args.get('model') or '').rpartition('/')[2])[0]
         if isinstance(weights.get('metric'), float) and args.get('eval_metric', 'top1') == 'top1':
             top1 = weights['metric']
@@ -108,20 +133,20 @@ def load(
         model_kwargs.setdefault('global_pool', args['gp'])
     model: Any = timm.create_model(architecture, device='meta', **model_kwargs)
     weights = checkpoint_filter_fn(weights, model)
-    model_kwargs['in_chans'] = weights['conv_stem.weight'].shape[1]
+    model_kwargs['in_chans'] = weights['stem.conv.weight'].shape[1]
     model_kwargs['num_classes'] = len(weights.get('classifier.weight', ()))
     model = timm.create_model(architecture, **model_kwargs).eval()
     model.load_state_dict(weights)
     model.pretrained_cfg['input_size'] = (model_kwargs['in_chans'], *model.pretrained_cfg['input_size'][1:])
     if source is None:
-        model.pretrained_cfg.update(resolve_data_config(args, model=model), license=license)
+        model.pretrained_cfg.update(resolve_data_config(args, model=model), license=origin.get('license'))
         model.pretrained_cfg.pop('tag', None)
     provenance = {
         'architecture': architecture,
         'source': source.url if source else path.name,
         'git_blob_id': blob,
-        'license': AUTHORS_LICENSE if source else license,
-        'converter': f'timm-mobilenext {timm_mobilenext.__version__}',
+        'converter': f'timm-mobilenext {__version__}',
+        **origin,
     }
     return Converted(model, model_kwargs, provenance, source, top1)
 
@@ -209,18 +234,25 @@ def convert(
     return output
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Return a command line parser with the arguments of all conversions."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Return a command line parser with the arguments of all conversions.
+
+    Args:
+        command: Name of the command.
+        description: What it does.
+    """
+    parser = argparse.ArgumentParser(
+        f'python -m timm_mobilenext {command}', description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('architecture', help='name of the architecture')
     parser.add_argument('checkpoint', nargs='?', help="checkpoint file; without it the authors' own is downloaded")
     parser.add_argument('--output', '-o', metavar='DIR', help="new folder (default: the architecture's name)")
     parser.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one a line')
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
                         help='arguments of the model, such as width_mult=1.1')
-    parser.add_argument('--license', default=AUTHORS_LICENSE, metavar='ID', help=(
-        'licence of weights that are no file of the authors; weights fine-tuned from theirs are under theirs '
-        '(default: %(default)s)'))
+    parser.add_argument('--license', metavar='ID', help=(
+        "licence of the weights, as the Hub spells it (default: that of the authors where the checkpoint is theirs or "
+        'says that it was fine-tuned from theirs, else none)'))
     parser.add_argument('--cache-dir', metavar='DIR', help='where downloads are kept')
     return parser
 
@@ -243,15 +275,11 @@ def clear_errors() -> Iterator[None]:
         sys.exit(f'error: {error}')
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    args = parser(__doc__ or '').parse_args(argv)
+def main(argv: list[str]) -> int:
+    """Run `python -m timm_mobilenext convert` with these arguments."""
+    args = parser('convert', __doc__ or '').parse_args(argv)
     with clear_errors():
         folder = convert(**arguments(args))
     print(f"{folder}: timm.create_model('local-dir:{folder}', pretrained=True), or "
           f"checkpoint_path='{folder / WEIGHTS_NAME}' where a script takes a file")
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

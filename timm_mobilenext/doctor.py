@@ -1,4 +1,5 @@
-"""What is installed and where weights would come from: `python -m timm_mobilenext` prints it, fit for a bug report."""
+"""What is installed and where weights would come from: `python -m timm_mobilenext doctor`, fit for a bug report."""
+import argparse
 import platform
 import threading
 import time
@@ -9,15 +10,10 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import timm_mobilenext
-from timm_mobilenext.pretrained import SOURCES, locate
+from timm_mobilenext import __version__
+from timm_mobilenext._authors import CLAIMS
+from timm_mobilenext.pretrained import locate
 
-# Top-1 accuracy in % as the paper and the authors' README state it, of what they published no weights of. That of the
-# others is in SOURCES.
-CLAIMED_TOP1 = {
-    'mobilenext_035': 64.7, 'mobilenext_050': 67.7, 'mobilenext_075': 72.0, 'mobilenext_140': 76.1,
-    'mobilenext_100_id033': 73.91, 'mobilenext_100_id025': 73.68,
-}
 _NETWORK_SECONDS = 4.
 
 
@@ -51,11 +47,6 @@ def count(model: Any) -> tuple[int, int, int]:
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, activations
 
 
-def top1(architecture: str) -> float:
-    """Return the top-1 accuracy on ImageNet-1k, in %, that the authors report of an architecture."""
-    return round(SOURCES[architecture].top1, 2) if architecture in SOURCES else CLAIMED_TOP1[architecture]
-
-
 def report() -> str:
     """Return the versions, the architectures and where the weights of each would come from now."""
     names = timm.list_models(module='mobilenext')
@@ -71,11 +62,11 @@ def report() -> str:
     rows = []
     for name in names:
         params, madds, _ = count(timm.create_model(name, device='meta'))
-        rows.append(f'{name:<22}{params / 1e6:>10.3f}{madds / 1e6:>11.1f}{top1(name)!s:>11}  ')
+        rows.append(f'{name:<22}{params / 1e6:>10.3f}{madds / 1e6:>11.1f}{CLAIMS[name].top1:>11}  ')
     for thread in threads:
         thread.join(max(0., deadline - time.monotonic()))
     versions = {
-        'timm-mobilenext': timm_mobilenext.__version__, 'timm': timm.__version__, 'torch': torch.__version__,
+        'timm-mobilenext': __version__, 'timm': timm.__version__, 'torch': torch.__version__,
         'huggingface_hub': huggingface_hub.__version__, 'Python': platform.python_version(),
     }
     return '\n'.join([
@@ -90,7 +81,8 @@ def report() -> str:
     ])
 
 
-def main() -> int:
-    """Print the report."""
+def main(args: list[str]) -> int:
+    """Run `python -m timm_mobilenext doctor`, which takes no arguments: print the report."""
+    argparse.ArgumentParser('python -m timm_mobilenext doctor', description=__doc__).parse_args(args)
     print(report())
     return 0

@@ -1,7 +1,8 @@
-"""Import timm_mobilenext as soon as timm.models has been imported, and not before.
+"""Register the models with timm: at once where timm is imported already, else as soon as `timm.models` has been.
 
-`python -m timm_mobilenext autoload on` copies this file to site-packages, where every start of Python imports it. So it
-imports nothing but `sys`, and what it does must neither break nor slow any program.
+This is the one way in which the models are registered. The import of the package installs the hook, and so the launcher
+does, which leaves timm to the script; `autoload on` copies this file to site-packages, where every start of Python
+installs it. So it imports nothing but `sys`, and what it does must neither break nor slow any program.
 """
 import sys
 
@@ -36,22 +37,24 @@ class Hook:
             execute(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
-                register()
+                _register_or_warn()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 def install() -> None:
-    """Wait for the import of `timm.models`, once."""
-    if TARGET not in sys.modules and not any(isinstance(finder, Hook) for finder in sys.meta_path):
+    """Register the models, now or when timm is imported."""
+    if TARGET in sys.modules:
+        import timm_mobilenext.mobilenext  # noqa: F401 - registers
+    elif not any(isinstance(finder, Hook) for finder in sys.meta_path):
         sys.meta_path.insert(0, Hook())
 
 
-def register() -> None:
-    """Import timm_mobilenext. Where it is not installed nothing happens, another failure is one warning."""
+def _register_or_warn() -> None:
+    """Register the models. Where the package is not installed nothing happens, another failure is one warning."""
     try:
-        import timm_mobilenext  # noqa: F401
+        import timm_mobilenext.mobilenext  # noqa: F401 - registers
     except Exception as error:  # whatever it is, the import of timm goes on
         if isinstance(error, ModuleNotFoundError) and error.name == 'timm_mobilenext':
             return  # uninstalled with autoload left on

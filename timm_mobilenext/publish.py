@@ -1,12 +1,11 @@
 """Make a Hugging Face Hub repository of a checkpoint: the converted folder, a model card and the licence text.
 
-    python -m timm_mobilenext.publish mobilenext_100                                          # a folder to look at
-    python -m timm_mobilenext.publish mobilenext_100 --push                                   # and onto the Hub
-    python -m timm_mobilenext.publish mobilenext_035 model_best.pth.tar --repo-id me/mine --label-names names.txt --push
+    python -m timm_mobilenext publish mobilenext_100                                          # a folder to look at
+    python -m timm_mobilenext publish mobilenext_100 --push                                   # and onto the Hub
+    python -m timm_mobilenext publish mobilenext_035 model_best.pth.tar --repo-id me/mine --label-names names.txt --push
 
 What else there is to say: --help.
 """
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from safetensors.torch import load_file
 from timm.models import split_model_name_tag
 
-import timm_mobilenext
-from timm_mobilenext.convert import AUTHORS_LICENSE, Converted, arguments, clear_errors, load, new_folder, parser, save
+from timm_mobilenext import __version__
+from timm_mobilenext._authors import LICENSE, SOURCES
+from timm_mobilenext.convert import Converted, arguments, clear_errors, load, new_folder, parser, save
 from timm_mobilenext.doctor import count
-from timm_mobilenext.mobilenext import HUB_OWNER
-from timm_mobilenext.pretrained import SOURCES, WEIGHTS_NAME
+from timm_mobilenext.pretrained import WEIGHTS_NAME, hub_id
 
 LICENSE_TEXT = Path(__file__).with_name('LICENSE.weights')
 
@@ -116,6 +115,7 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None) -> str:
     model, source, provenance = converted.model, converted.source, converted.provenance
     architecture = provenance['architecture']
     name = repo_id.rpartition('/')[2]
+    license, derived_from = provenance.get('license'), provenance.get('derived_from')
     dataset = 'imagenet-1k' if source else dataset
     reported = {}
     if converted.top1 is not None:
@@ -124,7 +124,7 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None) -> str:
         reported['Top 5 Accuracy'] = source.top5
     data = ModelCardData(
         library_name='timm',
-        license=provenance['license'],
+        license=license,
         tags=['image-classification', 'timm', 'transformers', 'mobilenext'],
         pipeline_tag='image-classification',
         datasets=[dataset] if dataset else None,
@@ -181,8 +181,9 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None) -> str:
         f'- **Git blob id of the source:** {provenance["git_blob_id"]}, verified before it was read' if source else
         f'- **Git blob id of the source:** {provenance["git_blob_id"]}',
         f'- **Converted by:** {provenance["converter"]}, names of the weights changed, values not',
-        f'- **Licence:** {provenance["license"]}' + (
-            ', The Clear BSD License, text in LICENSE' if provenance['license'] == AUTHORS_LICENSE else ''), '',
+        *([f'- **Fine-tuned from:** weights of the authors, {derived_from}'] if derived_from else []),
+        f'- **Licence:** {license or "not stated"}' + (
+            ', The Clear BSD License, text in LICENSE' if license == LICENSE else ''), '',
         _CITATION,
     ]
     return f'---\n{data.to_yaml()}\n---\n\n' + '\n'.join(lines)
@@ -204,7 +205,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False, overwrite: bool =
         RuntimeError: If the repository has other weights, unless `overwrite` is set.
         OSError: If the Hub refuses; HfHubHTTPError says why.
     """
-    api = HfApi(library_name='timm-mobilenext', library_version=timm_mobilenext.__version__)
+    api = HfApi(library_name='timm-mobilenext', library_version=__version__)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if not overwrite:
         try:
@@ -232,6 +233,7 @@ def publish(
         repo_id: str | None = None,
         dataset: str | None = None,
         label_names: list[str] | None = None,
+        needs_license: bool = False,
         **kwargs: Any,
 ) -> Path:
     """Convert a checkpoint to a folder that is fit to be a repository on the Hub; `push` uploads it.
@@ -243,6 +245,7 @@ def publish(
         repo_id: Name of the repository, which the card uses; by default that of the authors' weights.
         dataset: Name of the training data on the Hub.
         label_names: See `convert.save`.
+        needs_license: Fail where the licence of the weights is neither given nor known, before anything is written.
         **kwargs: See `convert.load`.
 
     Returns:
@@ -254,21 +257,24 @@ def publish(
     output = Path(output or architecture)
     with new_folder(output) as folder:
         converted = load(architecture, checkpoint, **kwargs)
-        if repo_id is None:
-            if converted.source is None:
-                raise ValueError(
-                    f"{checkpoint} is none of the authors' files: name its repository, owner/name (--repo-id).")
-            repo_id = f'{HUB_OWNER}/{converted.provenance["architecture"]}.in1k'
+        if repo_id is None and converted.source is None:
+            raise ValueError(
+                f"{checkpoint} is none of the authors' files: name its repository, owner/name (--repo-id).")
+        if needs_license and 'license' not in converted.provenance:
+            raise ValueError(
+                f'Under which licence are the weights of {checkpoint}? It does not say that they come from those of '
+                f'the authors, which are under {LICENSE}. Name it as the Hub spells it, apache-2.0 for one (--license).')
+        repo_id = repo_id or hub_id(converted.provenance['architecture']) or ''
         save(converted, folder, label_names)
         (folder / 'README.md').write_text(card(converted, repo_id, dataset), encoding='utf-8')
-        if converted.provenance['license'] == AUTHORS_LICENSE:
+        if converted.provenance.get('license') == LICENSE:
             (folder / 'LICENSE').write_text(LICENSE_TEXT.read_text(encoding='utf-8'), encoding='utf-8')
     return output
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    command = parser(__doc__ or '')
+def main(argv: list[str]) -> int:
+    """Run `python -m timm_mobilenext publish` with these arguments."""
+    command = parser('publish', __doc__ or '')
     command.add_argument('--repo-id', metavar='OWNER/NAME', help=(
         "name of the repository (default, for the authors' files alone: that of their weights)"))
     command.add_argument('--dataset', metavar='ID', help='training data, by its name on the Hub')
@@ -277,10 +283,11 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument('--overwrite', action='store_true', help='replace other weights and the card there')
     args = command.parse_args(argv)
     with clear_errors():
-        folder = publish(**arguments(args), repo_id=args.repo_id, dataset=args.dataset)
+        folder = publish(
+            **arguments(args), repo_id=args.repo_id, dataset=args.dataset, needs_license=args.push)
         print(f'{folder}: {", ".join(sorted(file.name for file in folder.iterdir()))}')
         if args.push:
-            repo_id = args.repo_id or f'{HUB_OWNER}/{split_model_name_tag(args.architecture)[0]}.in1k'
+            repo_id = args.repo_id or hub_id(split_model_name_tag(args.architecture)[0]) or ''
             try:
                 revision = push(folder, repo_id, private=args.private, overwrite=args.overwrite)
             except (OSError, HTTPError) as error:
@@ -291,7 +298,3 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print('Nothing was uploaded: --push does it.')
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

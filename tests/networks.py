@@ -1,0 +1,14 @@
+"""The networks that the tests are about, by name, and one that is short."""
+import timm
+
+import timm_mobilenext  # noqa: F401 - registers the models
+
+ARCHITECTURES = timm.list_models(module='mobilenext')
+SMALL = 'mobilenext_035'
+# one of each kind of block and of padding, norm and activation
+FAMILIES = [SMALL, 'mobilenext_100_id050', 'mobilenext_s', 'mobilenext_l', 'mobilenext_l_ghost']
+# architecture -> the authors' network with the same parameters
+OFFICIAL_NAME = {name: 'mnext' + name.removeprefix('mobilenext').split('_id')[0] for name in ARCHITECTURES}
+# Architecture table with blocks of every kind and few of each, for what is slow by the block, as compilers are: both
+# depthwise convs with and without a shortcut, none, and one that strides.
+SHORT = ((2, 96, 1, 2, 3), (6, 144, 1, 1, 3), (6, 192, 2, 2, 3), (6, 288, 2, 1, 5))

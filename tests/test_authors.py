@@ -1,0 +1,134 @@
+"""What is known of the authors: their layouts load, what is not theirs is refused, their figures are told apart."""
+import argparse
+import re
+
+import official
+import pytest
+import timm
+import torch
+from networks import ARCHITECTURES, FAMILIES, OFFICIAL_NAME, SMALL
+
+from timm_mobilenext._authors import CLAIMS, SOURCES
+from timm_mobilenext.mobilenext import checkpoint_filter_fn
+
+
+def test_training_checkpoint_file(tmp_path):
+    """The authors' kind of file loads by `file=`: old container, optimizer, Namespace, EMA weights first."""
+    weights = official.state_dict('mnext_s')
+    path = tmp_path / 'model_best.pth.tar'
+    torch.save(
+        dict(epoch=497, arch='efficienti2rnet_b0', state_dict={k: v * 0 for k, v in weights.items()},
+             state_dict_ema={f'module.{k}': v for k, v in weights.items()}, optimizer={}, version=2, metric=76.056,
+             args=argparse.Namespace(model='efficienti2rnet_b0')),
+        path, _use_new_zipfile_serialization=False)
+    model = timm.create_model('mobilenext_s', pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
+    with torch.no_grad():
+        assert official.golden_error(model(official.images()), 'mnext_s/div1/float32') < 2e-3
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_filter_maps_every_key(name):
+    """Every official key but the five unused ones has its place, and a mapped dict passes the filter untouched."""
+    model = timm.create_model(name, device='meta')
+    theirs = official.state_dict(OFFICIAL_NAME[name])
+    mapped = checkpoint_filter_fn({'state_dict': {f'module.{k}': v for k, v in theirs.items()}}, model)
+    assert mapped.keys() == model.state_dict().keys()
+    assert len(theirs) - len(mapped) == (0 if name in (SMALL, 'mobilenext_100_id050') else 5)
+    assert checkpoint_filter_fn(mapped, model) is mapped
+
+
+def test_filter_takes_headless_and_adapted():
+    """A checkpoint fits whatever the model's classes and input channels, and without a classifier."""
+    theirs = official.state_dict('mnext_035')
+    overlay = dict(state_dict=theirs)
+    model = timm.create_model(SMALL, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, in_chans=1)
+    assert torch.equal(model.blocks[7][0].dw_end.conv.weight, theirs['features.20.conv.8.weight'])
+    torch.testing.assert_close(model.stem.conv.weight, theirs['features.0.0.weight'].sum(1, keepdim=True))
+    headless = {k: v for k, v in timm.create_model(SMALL).state_dict().items() if not k.startswith('classifier')}
+    assert checkpoint_filter_fn(headless, model) is headless
+    features = timm.create_model(SMALL, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
+    assert torch.equal(features.stem.conv.weight, theirs['features.0.0.weight'])
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7)])
+def test_foreign_checkpoint(kwargs):
+    """A checkpoint of another network is refused by its first keys, also where timm loads without strictness."""
+    foreign = timm.create_model('resnet18').state_dict()
+    overlay = dict(state_dict=foreign)
+    with pytest.raises(RuntimeError, match=r'it has conv1\.weight, bn1.* and \d+ more.*it lacks stem\.conv\.weight'):
+        timm.create_model(SMALL, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+
+
+def test_other_layouts_of_the_same_network():
+    """The layers of I2RConvBlock, which is MBConvBlockV1 under other names, are taken for what they are."""
+    theirs = official.state_dict('mnext_s')
+    full, transition = ['0', '1', '3', '4', '5', '6', '8', '9'], ['-', '-', '0', '1', '2', '3', '5', '6']
+    names = ['_project_conv', '_bn0', '_linear1', '_bn1', '_linear2', '_bn2', '_expand_conv', '_bn3']
+    renamed = {}
+    for key, value in theirs.items():
+        match = re.fullmatch(r'(_blocks\.\d+\.)features\.(\d+)(\..*)', key)
+        if match:
+            is_full = f'{match[1]}features.9.weight' in theirs
+            key = match[1] + dict(zip(full if is_full else transition, names, strict=True))[match[2]] + match[3]
+        renamed[key] = value
+    assert sum('_linear1' in key for key in renamed) == 20
+    model = timm.create_model('mobilenext_s', device='meta')
+    expected, mapped = checkpoint_filter_fn(theirs, model), checkpoint_filter_fn(renamed, model)
+    assert mapped.keys() == expected.keys()
+    assert all(mapped[key] is expected[key] for key in expected)
+
+
+def test_layout_of_another_padding():
+    """The keys of Efficientmnext, which pads and normalizes differently, load into a model that does so alone."""
+    names = {'dw_start.conv': 'dwise_conv1', 'dw_start.bn': 'bn1', 'pw_reduce.conv': 'project_layer',
+             'pw_reduce.bn': 'bn2', 'pw_expand.conv': 'expand_layer', 'pw_expand.bn': 'bn3',
+             'dw_end.conv': 'dwise_conv2', 'dw_end.bn': 'bn4', 'se.fc1': 'se.conv_reduce', 'se.fc2': 'se.conv_expand'}
+    stem = {'stem.conv': 'conv_stem', 'stem.bn': 'bn1'}
+    native = timm.create_model('mobilenext_s').state_dict()
+    theirs = {}
+    for key, value in native.items():
+        match = re.fullmatch(r'(blocks\.\d+\.\d+)\.(\w+\.\w+)(\..*)', key)
+        module, _, leaf = key.rpartition('.')
+        key = f'{stem.get(module, module)}.{leaf}'
+        theirs[f'{match[1]}.{names[match[2]]}{match[3]}' if match else key] = value
+    with pytest.raises(RuntimeError, match=r"class Efficientmnext.* pad_type='', bn_eps=1e-5 and bn_momentum=0\.1"):
+        checkpoint_filter_fn(theirs, timm.create_model('mobilenext_s', device='meta'))
+    model = timm.create_model('mobilenext_s', device='meta', pad_type='', bn_eps=1e-5, bn_momentum=0.1)
+    mapped = checkpoint_filter_fn(theirs, model)
+    assert mapped.keys() == native.keys()
+    assert all(mapped[key] is native[key] for key in native)
+
+
+def test_unknown_official_keys():
+    """A key that the authors' layout has no place for is named as it stands in the file."""
+    theirs = official.state_dict('mnext_035')
+    theirs |= {f'features.{place}.weight': torch.zeros(1) for place in ('20.conv.12', '99.conv.0', '0.2')}
+    with pytest.raises(RuntimeError, match=r'it has features\.20\.conv\.12\.weight, features\.99.*, features\.0\.2'):
+        checkpoint_filter_fn(theirs, timm.create_model(SMALL, device='meta'))
+
+
+@pytest.mark.parametrize('name', [SMALL, 'mobilenext_050'])
+def test_checkpoint_of_another_width(name):
+    """A checkpoint of another width is refused by the first shape that differs."""
+    with pytest.raises(RuntimeError, match=r'stem\.conv\.weight has shape \(32, 3, 3, 3\), expected \(16, 3, 3, 3\)'):
+        timm.create_model(
+            name, num_classes=7, pretrained=True,
+            pretrained_cfg_overlay=dict(state_dict=official.state_dict('mnext_100')))
+
+
+def test_claims():
+    """Every architecture has a claimed top-1, and where its weights are known, that of their file, rounded."""
+    assert sorted(CLAIMS) == sorted(ARCHITECTURES)
+    assert {name: CLAIMS[name].top1 for name in SOURCES} == {
+        name: f'{source.top1:.2f}' for name, source in SOURCES.items()}
+    assert len({source.blob for source in SOURCES.values()}) == len({source.name for source in SOURCES.values()}) == 5
+
+
+def test_weights_of_a_file():
+    """The state dict that the reported accuracy is of is taken from a file, and missed if it is not there."""
+    checkpoint = {'epoch': 1, 'state_dict': {'a': 1}, 'state_dict_ema': {'a': 2}}
+    assert {name: source.weights(checkpoint)['a'] for name, source in SOURCES.items()} == {
+        'mobilenext_100': 1, 'mobilenext_100_id050': 1, 'mobilenext_s': 2, 'mobilenext_l': 2, 'mobilenext_l_ghost': 2}
+    del checkpoint['state_dict_ema']
+    with pytest.raises(RuntimeError, match=r'76_05_3_94_model/.* has epoch, state_dict, expected state_dict_ema: the'):
+        SOURCES['mobilenext_s'].weights(checkpoint)

@@ -1,0 +1,391 @@
+"""What PyTorch and timm lack, each piece alone and at work in the networks."""
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+from networks import ARCHITECTURES, FAMILIES, SHORT, SMALL
+from timm.layers import ConvNormAct, DropPath, convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.utils import freeze, reparameterize_model
+from torch.autograd import forward_ad
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from timm_mobilenext import SandGlass, _layers
+
+
+def kept_bytes(model: nn.Module, x: torch.Tensor) -> int:
+    """Bytes that a forward pass allocates and does not free: what it keeps for the backward pass, and its output."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        out = model(x)
+    assert out.requires_grad
+    return sum(event.self_cpu_memory_usage for event in prof.key_averages())
+
+
+def step(model: nn.Module, x: torch.Tensor, run=None) -> dict[str, torch.Tensor]:
+    """Take a training step without an optimizer; return the output, gradients and running statistics."""
+    model.zero_grad()
+    out = (run or model)(x)
+    out.square().sum().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return dict(out=out.detach(), **grads, **{name: b.clone() for name, b in model.named_buffers()})
+
+
+# -- each piece alone
+
+@pytest.mark.parametrize('kwargs', [
+    {}, dict(apply_act=False), dict(norm_layer='batchnorm'), dict(norm_layer='batchnorm', apply_act=False),
+    dict(norm_layer='groupnorm1'), dict(padding='same', act_layer='silu'), dict(stride=1, aa_layer='blurpc'),
+    dict(aa_layer='blurpc'), dict(act_layer=None)])
+def test_conv_norm(kwargs):
+    """ConvNorm has the keys and answers of timm's ConvNormAct, and folded the same answers."""
+    torch.manual_seed(0)
+    kwargs = dict(kernel_size=3, stride=2, padding='', norm_layer='batchnorm2d', act_layer='relu6') | kwargs
+    ours, theirs = _layers.ConvNorm(4, 8, **kwargs), ConvNormAct(4, 8, **kwargs)
+    for buffer in ours.bn.buffers():
+        if buffer.ndim:
+            nn.init.uniform_(buffer, 0.5, 1.5)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, 9, 9)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    folded = ours.fuse()
+    torch.testing.assert_close(folded(x), theirs(x))
+    norms = [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert (folded is ours) == (kwargs['norm_layer'] == 'groupnorm1')
+    assert norms == []
+    torch.testing.assert_close(torch.jit.script(ours)(x), theirs(x))
+
+
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('chs', [None, 3])
+def test_add_identity(chs, grad):
+    """The shortcut is added to the first channels, into the branch's own memory or, if that is needed, beside it."""
+    branch, shortcut = torch.randn(2, 5, 4, 4), torch.randn(2, 5, 4, 4, requires_grad=grad)
+    expected = branch.clone()
+    expected[:, :chs] += shortcut[:, :chs].detach()
+    before = branch.clone()
+    kept = _layers.add_identity(branch, shortcut, chs, inplace=False)
+    assert torch.equal(kept, expected)
+    assert torch.equal(branch, before)
+    written = _layers.add_identity(branch, shortcut, chs)
+    assert torch.equal(written, expected)
+    assert written.data_ptr() == branch.data_ptr()
+    if grad:
+        for out in (kept, written):
+            gradient, = torch.autograd.grad(out.sum(), shortcut)
+            assert gradient.sum() == 2 * (chs or 5) * 16
+
+
+def test_partial_drop_path():
+    """On all channels it is timm's DropPath, in evaluation mode nothing; on some the others stay as they are."""
+    x = torch.randn(64, 6, 3, 3)
+    answers = []
+    for drop in (_layers.PartialDropPath(0.5, 6), DropPath(0.5), _layers.PartialDropPath(0.5, 2)):
+        torch.manual_seed(0)
+        answers.append(drop(x))
+        assert torch.equal(drop.eval()(x), x)
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[2][:, :2], answers[1][:, :2])
+    assert torch.equal(answers[2][:, 2:], x[:, 2:])
+
+
+def units() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(_layers.ConvNorm(3, 8), _layers.ConvNorm(8, 8, 3, groups=8), _layers.ConvNorm(8, 4))
+
+
+@pytest.mark.parametrize('run', [
+    lambda model, x: _layers.checkpoint(model, model, x), _layers.checkpoint_seq, _layers.recompute_norm_act])
+def test_checkpoints(run):
+    """Each way to recompute has the gradients and running statistics of a plain pass, which PyTorch's has not."""
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    plain, model, theirs = units(), units(), units()
+    expected = step(plain, x)
+    got = step(model, x, run=lambda x: run(model, x))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    step(theirs, x, run=lambda x: torch.utils.checkpoint.checkpoint(theirs, x, use_reentrant=False))
+    assert theirs[0].bn.num_batches_tracked == 2 * model[0].bn.num_batches_tracked
+    assert kept_bytes(lambda x: run(model, x), x) < kept_bytes(plain, x)
+
+
+def test_unwrap():
+    """The EMA weights come before the others, prefixes of wrappers go, and a state dict is returned as it is."""
+    state = {'conv.weight': 1}
+    assert _layers.unwrap(state) is state
+    assert _layers.unwrap({'epoch': 3, 'state_dict': {'conv.weight': 2}, 'state_dict_ema': state}) is state
+    assert _layers.unwrap({'model': {'module._orig_mod.conv.weight': 1}}) == state
+
+
+def test_check_fit():
+    """Any model's state dict fits but for classes and input channels; other keys and shapes are named."""
+    model = timm.create_model('resnet18', device='meta')
+    check = partial(_layers.check_fit, model=model, first_conv='conv1', classifier='fc')
+    check(timm.create_model('resnet18', device='meta', num_classes=3, in_chans=1).state_dict())
+    with pytest.raises(RuntimeError, match=r'not of this ResNet: it has layer1\.0\.conv3\.weight, .* and \d+ more'):
+        check(timm.create_model('resnet50', device='meta').state_dict())
+    with pytest.raises(RuntimeError, match=r'conv1\.weight has shape \(64, 3, 3, 3\), expected \(64, 3, 7, 7\)'):
+        check(model.state_dict() | {'conv1.weight': torch.empty(64, 3, 3, 3)})
+
+
+# -- at work in the networks
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('identity_ratio', [1, 0.5])
+def test_shortcut_in_every_mode(identity_ratio, train):
+    """The shortcut has equal answers and gradients in eager mode, compiled, exported, scripted, traced, under fx."""
+    torch.manual_seed(0)
+    block = SandGlass(16, 16, identity_ratio=identity_ratio, dtype=torch.float64).train(train)
+    x = torch.randn(2, 16, 6, 6, dtype=torch.float64, requires_grad=True)
+    branch = copy.deepcopy(block)
+    branch.identity_chs = 0
+
+    def expected(x):
+        chs = int(16 * identity_ratio)
+        out = branch(x)
+        return torch.cat([out[:, :chs] + x[:, :chs], out[:, chs:]], dim=1)
+
+    def answers(run):
+        for m in (block, branch):
+            m.zero_grad()
+        out = run(x)
+        grad_x, = torch.autograd.grad(out.pow(3).sum(), x)
+        with torch.no_grad():
+            return out.detach(), grad_x, run(x)
+
+    ways = dict(
+        eager=block,
+        compile=torch.compile(block, backend='aot_eager', fullgraph=True),
+        script=torch.jit.script(block),
+        trace=torch.jit.trace(block, x.detach()),
+        fx=torch.fx.symbolic_trace(block),
+        channels_last=lambda x: block(x.contiguous(memory_format=torch.channels_last)),
+        recompute=copy.deepcopy(block),
+    )
+    ways['recompute'].recompute_act = True
+    if not train:  # what PyTorch 2.5 exports in training mode has no backward pass
+        ways['export'] = torch.export.export(block, (x.detach(),)).module()
+    for way, run in ways.items():
+        torch.testing.assert_close(answers(run), answers(expected), msg=lambda m, way=way: f'{way}: {m}')
+    if not train:  # batch norm in training mode writes to its statistics, which torch.func refuses
+        params, buffers = dict(block.named_parameters()), dict(block.named_buffers())
+
+        def loss(x):
+            return torch.func.functional_call(block, (params, buffers), (x[None],)).pow(3).sum()
+
+        torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x.detach()), answers(expected)[1])
+        with forward_ad.dual_level():
+            dual = block(forward_ad.make_dual(x.detach(), torch.ones_like(x)))
+            tangent = forward_ad.unpack_dual(dual).tangent
+        torch.testing.assert_close(torch.func.jvp(expected, (x.detach(),), (torch.ones_like(x),))[1], tangent)
+        assert torch.autograd.gradgradcheck(block, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize('identity_ratio', [1, 0.5])
+def test_form_of_the_shortcut(identity_ratio):
+    """In eager mode the backward graph has no copy of a slice, and where operators are recorded nothing is written."""
+    block = SandGlass(16, 16, identity_ratio=identity_ratio)
+    x = torch.randn(2, 16, 6, 6, requires_grad=True)
+    out = block(x)  # which the graph lives as long as
+    seen, nodes = set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        seen.add(type(node).__name__)
+        nodes += [following for following, _ in node.next_functions if following]
+    assert not {'CopySlices', 'SliceBackward0', 'CatBackward0'} & seen
+    assert ('_PartialIdentityBackward' in seen) == (identity_ratio < 1)
+    exported = torch.export.export(block.eval(), (x.detach(),))
+    calls = {str(node.target) for node in exported.graph.nodes if node.op == 'call_function'}
+    assert 'aten.add.Tensor' in calls
+    assert not [call for call in calls if 'add_' in call or 'scatter' in call or 'copy' in call]
+    assert ('aten.cat.default' in calls) == (identity_ratio < 1)
+
+
+def test_block_without_last_depthwise_conv():
+    """Where the shortcut meets an activation, whose output is kept for backward, that output is not written to."""
+    block = SandGlass(16, 16, dw_end=False, dtype=torch.float64)
+    x = torch.randn(2, 16, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050'])
+def test_relu6(name, memory_format):
+    """The default ReLU6 keeps at most 0.76 of the memory of PyTorch's, the authors', with equal bits throughout."""
+    torch.manual_seed(0)
+    default = timm.create_model(name, num_classes=3).to(memory_format=memory_format)
+    plain = timm.create_model(name, num_classes=3, act_layer=nn.ReLU6).to(memory_format=memory_format)
+    plain.load_state_dict(default.state_dict())
+    x = torch.randn(4, 3, 96, 96).contiguous(memory_format=memory_format)
+    torch.testing.assert_close(step(default, x), step(plain, x), rtol=0, atol=0)
+    assert kept_bytes(default, x) < 0.76 * kept_bytes(plain, x)
+
+
+@pytest.mark.parametrize('flag', ['scriptable', 'exportable'])
+def test_plain_relu6(flag):
+    """Models created to be scripted or exported have PyTorch's ReLU6, as timm has it of its own activations."""
+    model = timm.create_model(SMALL, **{flag: True})
+    assert {type(m) for m in model.modules() if isinstance(m, nn.ReLU6)} == {nn.ReLU6}
+
+
+@pytest.mark.parametrize('change', ['', 'channels_last', 'frozen', 'half frozen', 'autocast', 'folded', 'checkpointed'])
+@pytest.mark.parametrize('name', FAMILIES)
+def test_recompute_act(name, change):
+    """With `recompute_act` gradients agree to 1e-6 and running statistics to the bit, whatever else is changed."""
+    steps = []
+    for recompute_act in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=3, depth_mult=0.5, recompute_act=recompute_act)
+        x = torch.randn(4, 3, 64, 64)
+        if change == 'channels_last':
+            model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))
+        elif change == 'frozen':
+            model = freeze_batch_norm_2d(model)
+        elif change == 'half frozen':
+            freeze(model, ['stem', 'blocks.0', 'blocks.1', 'blocks.2'])
+        elif change == 'folded':
+            model = reparameterize_model(model)
+        elif change == 'checkpointed':
+            model.set_grad_checkpointing(recompute_act)
+        with torch.autocast('cpu', torch.bfloat16, enabled=change == 'autocast'):
+            steps.append(step(model, x))
+    expected, got = steps
+    scale = max(value.abs().max() for key, value in expected.items() if 'running' not in key)
+    assert expected.keys() == got.keys()
+    for key in expected:
+        if 'running' in key or 'tracked' in key:
+            assert torch.equal(got[key], expected[key]), key
+        else:
+            assert (got[key] - expected[key]).abs().max() <= 1e-6 * scale, key
+
+
+@pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050'])
+def test_memory_of_recompute_act(name):
+    """`recompute_act` keeps at most 0.55 of the memory that PyTorch's ReLU6 does, a checkpoint per block a fifth."""
+    x = torch.randn(4, 3, 96, 96)
+    plain = kept_bytes(timm.create_model(name, act_layer=nn.ReLU6), x)
+    assert kept_bytes(timm.create_model(name, recompute_act=True), x) < 0.55 * plain
+    checkpointed = timm.create_model(name)
+    checkpointed.set_grad_checkpointing()
+    assert kept_bytes(checkpointed, x) < 0.2 * plain
+
+
+@pytest.mark.parametrize('memory', ['default', 'recompute_act', 'checkpointed'])
+def test_distributed_data_parallel(memory, tmp_path):
+    """DistributedDataParallel gives the gradients and statistics of the model alone, however memory is saved."""
+    torch.manual_seed(0)
+    model = timm.create_model('mobilenext_100_id050', num_classes=3, recompute_act=memory == 'recompute_act')
+    model.set_grad_checkpointing(memory == 'checkpointed')
+    alone = copy.deepcopy(model)
+    x = torch.randn(2, 3, 64, 64)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        torch.testing.assert_close(
+            step(model, x, run=nn.parallel.DistributedDataParallel(model)), step(alone, x), rtol=0, atol=0)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Layouts(TorchDispatchMode):
+    """Notes the operators that return new features in another layout than channels_last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for out in results if isinstance(results, (tuple, list)) else [results]:
+            if not isinstance(out, torch.Tensor) or out.ndim != 4 or out.shape[2] == 1:
+                continue
+            memory = out.untyped_storage().data_ptr()
+            is_view = any(isinstance(a, torch.Tensor) and a.untyped_storage().data_ptr() == memory for a in args)
+            if not is_view and not out.is_contiguous(memory_format=torch.channels_last):
+                self.others.add(func.__name__.split('.')[0])
+        return results
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_channels_last(name):
+    """In channels_last no layer returns another layout; in the backward pass of ReLU6 networks the pooling alone."""
+    model = timm.create_model(name).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    for inference in (model, reparameterize_model(model)):
+        with torch.no_grad(), Layouts() as layouts:
+            inference.eval()(x)
+        assert layouts.others == set()
+    with Layouts() as layouts:
+        out = model.train()(x)
+    assert layouts.others == set()
+    with Layouts() as layouts:
+        out.sum().backward()
+    if not name.startswith(('mobilenext_s', 'mobilenext_l')):  # theirs pool in each squeeze-excite
+        assert layouts.others == {'div'}  # PyTorch's mean: a 1280 x 7 x 7 gradient, in timm's networks too
+    weights = [p for p in model.parameters() if p.ndim == 4]
+    assert all(w.grad.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_reparameterize(name, calibrated):
+    """The reparameterize_model of timm folds all batch norms away, idempotently and with equal answers."""
+    model = calibrated(name).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fused = reparameterize_model(model)
+    assert not [m for m in fused.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert fused.stem.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x))
+        torch.testing.assert_close(reparameterize_model(fused)(x), fused(x), rtol=0, atol=0)
+        torch.testing.assert_close(torch.jit.script(fused)(x), fused(x))
+
+
+@pytest.mark.parametrize('change', ['stem', 'sync', 'freeze', 'groupnorm', 'pickle', 'features'])
+def test_reparameterize_after_changes(change, calibrated):
+    """Folding keeps the answers of a model whose layers were replaced, copied or wrapped before."""
+    model = calibrated(SMALL)
+    if change == 'stem':
+        model.stem.conv = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False, dtype=torch.float64)
+    elif change == 'sync':
+        model = convert_sync_batchnorm(model).eval()
+    elif change == 'freeze':
+        freeze(model)
+        assert any(isinstance(m, FrozenBatchNorm2d) for m in model.modules())
+    elif change == 'groupnorm':
+        model = timm.create_model(SMALL, norm_layer='groupnorm1', dtype=torch.float64).eval()
+    elif change == 'pickle':
+        model = pickle.loads(pickle.dumps(model))
+    elif change == 'features':
+        model = calibrated(SMALL, features_only=True)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected, answer = model(x), reparameterize_model(model)(x)
+    torch.testing.assert_close(answer, expected)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_grad_checkpointing(name):
+    """Gradient checkpointing leaves gradients and running statistics as they are, of `forward_intermediates` too."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3)
+    checkpointed = copy.deepcopy(model)
+    checkpointed.set_grad_checkpointing()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(step(checkpointed, x), step(model, x), rtol=0, atol=0)
+    torch.testing.assert_close(
+        *(step(m, x, run=lambda x, m=m: m.forward_intermediates(x)[0]) for m in (checkpointed, model)), rtol=0, atol=0)
+
+
+def test_drop_path_keeps_channels_without_shortcut():
+    """A dropped block is the identity on the channels of the shortcut and unchanged on the others."""
+    block = SandGlass(8, 8, identity_ratio=0.5, drop_path_rate=0.999)
+    x = torch.randn(64, 8, 7, 7)
+    out = block.train()(x)
+    kept = copy.deepcopy(block)
+    kept.drop_path = nn.Identity()
+    expected = kept(x)
+    dropped = [i for i in range(64) if torch.equal(out[i, :4], x[i, :4])]
+    assert len(dropped) > 50
+    torch.testing.assert_close(out[:, 4:], expected[:, 4:])
