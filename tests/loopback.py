@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,7 +22,8 @@ class Loopback(ThreadingHTTPServer):
         hub: Folder of the Hub's repositories.
         files: Folder of the plain files, under the address `/files/`.
         faults: What is wrong with the 'hub' and the 'files': 'gated', 'private', 'foreign' (no Hub at all), 'down',
-            'cut' (bodies of weights end in the middle), 'cut once', 'slow' (they stop there and the rest never comes).
+            'cut' (bodies of weights end in the middle), 'cut once', 'slow' (they stop there and the rest never comes),
+            'late' (the first answer takes a second).
         log: Method and path of every request.
     """
 
@@ -84,6 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(status, {'error': message}, X_Error_Code=code, X_Error_Message=message, **headers)
 
     def do_GET(self) -> None:
+        if self.server.faults.get('hub') == 'late':
+            time.sleep(1)
+            self.server.faults['hub'] = ''
         path = unquote(urlsplit(self.path).path).strip('/')
         self.server.log.append(f'{self.command} /{path}')
         side, _, name = path.partition('/')

@@ -79,6 +79,38 @@ def test_trained_model(tuned, tmp_path):
     assert config['model_args'] == {'identity_ratio': 0.5, 'in_chans': 1}
     assert config['label_names'] == ['ankle boot', 'bag', 'coat', 'dress', 'pullover']
     assert header(tmp_path / 'out')['source'] == 'checkpoint-3.pth.tar'
+    assert 'license' not in header(tmp_path / 'out') | config['pretrained_cfg']
+
+
+@pytest.mark.parametrize(('model', 'args', 'theirs'), [
+    ('mobilenext_100', dict(pretrained=True), True),
+    ('mobilenext_100.in1k', dict(pretrained=True, pretrained_path=None), True),
+    ('hf-hub:timm-mobilenext/mobilenext_100.in1k', dict(pretrained=True), True),
+    ('mobilenext_100', dict(pretrained=True, pretrained_path='other.pth'), False),
+    ('hf-hub:me/mobilenext_100', dict(pretrained=True), False),
+    ('mobilenext_100', dict(pretrained=False), False),
+    ('mobilenext_100', {}, False),
+])
+def test_licence(model, args, theirs, tmp_path):
+    """The authors' licence is put on what says that it was fine-tuned from their weights, and stays on it, else none."""
+    state = timm.create_model('mobilenext_100', num_classes=2).state_dict()
+    torch.save(dict(state_dict=state, args=argparse.Namespace(model=model, **args)), tmp_path / 'tuned.pth.tar')
+    known = dict(license='bsd-3-clause-clear', derived_from=SOURCES['mobilenext_100'].url) if theirs else {}
+    first = convert('mobilenext_100', tmp_path / 'tuned.pth.tar', tmp_path / 'first')
+    again = convert('mobilenext_100', first / 'model.safetensors', tmp_path / 'again')
+    for folder in (first, again):
+        assert {key: header(folder)[key] for key in ('license', 'derived_from') if key in header(folder)} == known
+    named = convert('mobilenext_100', tmp_path / 'tuned.pth.tar', tmp_path / 'named', license='mit')
+    assert header(named)['license'] == 'mit'
+    assert json.loads((named / 'config.json').read_text())['pretrained_cfg']['license'] == 'mit'
+
+
+def test_licence_of_a_converted_file(tmp_path, known_files):
+    """What was converted from an authors' file keeps licence and origin when it is converted once more."""
+    first = convert('mobilenext_100', known_files['mobilenext_100'], tmp_path / 'first')
+    again = convert('mobilenext_100', first / 'model.safetensors', tmp_path / 'again')
+    assert header(again)['license'] == 'bsd-3-clause-clear'
+    assert header(again)['derived_from'] == header(first)['source'] == SOURCES['mobilenext_100'].url
 
 
 def test_feature_extractor(tmp_path):

@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 
-pytestmark = pytest.mark.xdist_group('ddp')  # in one process, for the fixture `alone`, which trains for long
 ROOT = Path(__file__).parent.parent
 EPOCHS, UPDATES = 4, 44  # updates an epoch: 1437 images in batches of 32
 RECIPE = """

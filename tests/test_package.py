@@ -1,7 +1,10 @@
 """The promises of the package as a whole: import, README, files."""
+import ast
 import configparser
 import importlib.metadata
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,31 +18,100 @@ from timm_mobilenext._authors import SOURCES
 from timm_mobilenext.pretrained import cached_file
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(timm_mobilenext.__file__).parent
 README = (ROOT / 'README.md').read_text()
 
 
-def run_python(code: str) -> str:
-    """Run code in a new interpreter and return all that it prints."""
+# The rooms of the package from the ground up. A room imports from those above its line, never from one below it, and
+# besides these from the libraries named here: what else it may touch is in the standard library.
+ROOMS = {
+    'hook': {'sys', 'contextlib', 'warnings', 'collections', 'importlib', 'types'},
+    '_authors': {'re', 'dataclasses', 'typing', 'torch'},
+    '_layers': {'copy', 'collections', 'contextlib', 'itertools', 'typing', 'torch', 'torchvision', 'timm'},
+    'pretrained': {
+        'argparse', 'hashlib', 'http', 'logging', 'os', 'pickle', 'socket', 'tempfile', 'threading', 'time', 'urllib',
+        'collections', 'pathlib', 'typing', 'huggingface_hub', 'safetensors', 'torch', 'timm'},
+    '_builder': {'logging', 'os', 'typing', 'urllib', 'huggingface_hub', 'safetensors', 'timm'},
+    'mobilenext': {'math', 'collections', 'functools', 'typing', 'torch', 'timm'},
+    'doctor': {'argparse', 'platform', 'threading', 'time', 'typing', 'huggingface_hub', 'timm', 'torch'},
+    'convert': {
+        'argparse', 'contextlib', 'json', 'os', 'sys', 'tempfile', 'collections', 'dataclasses', 'pathlib', 'typing',
+        'huggingface_hub', 'safetensors', 'timm', 'torch'},
+    'publish': {'pathlib', 'typing', 'huggingface_hub', 'safetensors', 'timm', 'torch'},
+    'autoload': {'py_compile', 'sys', 'sysconfig', 'pathlib'},
+    '__main__': {'importlib', 'os', 'runpy', 'sys', 'types'},
+    '__init__': {'typing'},
+}
+# What only these may call: files, the command line's streams, and code from text.
+CALLERS = {
+    'open': {'pretrained'}, 'print': {'doctor', 'convert', 'publish', 'autoload', '__main__'}, 'input': set(),
+    'exec': {'__main__'}, 'compile': {'__main__'}, 'eval': set(), '__import__': set(),
+}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Return what a module imports, at its top or in a function, as absolute names."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = '.'.join(filter(None, ['timm_mobilenext' if node.level else '', node.module]))
+            is_package = module == 'timm_mobilenext'
+            found |= {f'{module}.{alias.name}' for alias in node.names} if is_package else {module}
+    return found
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_rooms(room):
+    """A room imports from the rooms under it, touches no library but its own, and one door starts them."""
+    assert {path.stem for path in PACKAGE.glob('*.py')} == set(ROOMS)
+    source = (PACKAGE / f'{room}.py').read_text()
+    tree = ast.parse(source)
+    ours = {name.split('.')[1] for name in imports(tree) if name.startswith('timm_mobilenext.')}
+    under = [*ROOMS][:[*ROOMS].index(room)]
+    assert ours - {'__version__'} <= set(under) | ({'mobilenext'} if room == 'hook' else set())  # which it registers
+    others = {name.split('.')[0] for name in imports(tree)} - {'timm_mobilenext'}
+    assert others == ROOMS[room]
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    called |= {node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(
+        node.func, ast.Attribute) and node.func.attr == 'open'}
+    assert not [name for name, callers in CALLERS.items() if name in called and room not in callers]
+    assert ("if __name__ == '__main__'" in source) == (room == '__main__')
+
+
+def test_model_file_works_in_timm(tmp_path):
+    """mobilenext.py and the two rooms it stands on work in timm's own models/ as they are, without this package."""
+    theirs = Path(timm.__file__).parent
+    models = tmp_path / 'timm' / 'models'
+    models.mkdir(parents=True)
+    for folder in (theirs, theirs / 'models'):
+        for path in folder.iterdir():
+            target = tmp_path / 'timm' / path.relative_to(theirs)
+            if not target.exists() and path.name != '__pycache__':
+                target.symlink_to(path)
+    for name in ('mobilenext.py', '_authors.py', '_layers.py'):
+        shutil.copy(PACKAGE / name, models)
+    init = (models / '__init__.py').read_text()
+    (models / '__init__.py').unlink()
+    (models / '__init__.py').write_text(init.replace(
+        'from .mobilenetv5 import *\n', 'from .mobilenetv5 import *\nfrom .mobilenext import *\n'))
+    (tmp_path / 'check.py').write_text("""
+import sys
+sys.modules['timm_mobilenext'] = None
+import timm, torch, official
+print(timm.__file__, len(timm.list_models('mobilenext*')))
+overlay = dict(state_dict=official.state_dict('mnext_100'))
+model = timm.create_model('mobilenext_100', pretrained=True, pretrained_cfg_overlay=overlay).eval()
+error = official.golden_error(model(official.images()).detach(), official.case('mobilenext_100'))
+print(type(model).__module__, error < 2e-3)
+""")
     result = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT / 'tests', timeout=120)
+        [sys.executable, 'check.py'], capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        env={**os.environ, 'PYTHONPATH': str(ROOT / 'tests')})
     assert result.returncode == 0, result.stderr
-    return result.stdout + result.stderr
-
-
-def test_import_is_silent():
-    """Importing the package prints nothing, warns of nothing and logs nothing."""
-    assert run_python(
-        'import timm, warnings, logging\nlogging.basicConfig(level=0)\n'
-        'with warnings.catch_warnings():\n    warnings.simplefilter("error"); import timm_mobilenext') == ''
-
-
-def test_import_is_light():
-    """The import loads no module beside those of timm but the package's own and PyTorch's conv and norm folding."""
-    loaded = run_python(
-        'import sys, timm; before = set(sys.modules); import timm_mobilenext; print(*set(sys.modules) - before)')
-    assert {name for name in loaded.split() if not name.startswith('torch.')} == {
-        'timm_mobilenext', *(f'timm_mobilenext.{room}' for room in (
-            'hook', 'mobilenext', '_authors', '_builder', '_layers', 'pretrained'))}
+    assert result.stdout.split() == [
+        str(tmp_path / 'timm' / '__init__.py'), '11', 'timm.models.mobilenext', 'True']
 
 
 def test_version():

@@ -1,9 +1,11 @@
 """Where `pretrained=True` takes weights from, and what a user reads where that fails."""
+import contextlib
 import json
 import os
 import pickle
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,70 @@ for name in {list(SOURCES)}:
     server.server_close()
     assert client.run(golden(*SOURCES)) == first
     assert client.stderr == ''
+
+
+# -- no network
+
+@pytest.fixture
+def black_hole():
+    """The address of a server that never takes a connection, as behind a firewall: its queue of them is full."""
+    with socket.socket() as listener, contextlib.ExitStack() as callers:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(0)
+        for _ in range(4):
+            caller = callers.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        yield 'http://127.0.0.1:{}'.format(listener.getsockname()[1])
+
+
+def authors_at(url: str, client) -> dict[str, str]:
+    """The environment in which the authors' files are on another server."""
+    files = json.loads(client.env['AUTHORS_FILES'])
+    return {'AUTHORS_FILES': json.dumps({name: (f'{url}/{name}/x.pth', blob) for name, (_, blob) in files.items()})}
+
+
+@pytest.mark.parametrize('fault', ['refused', 'black hole', 'no such name'])
+def test_no_network(fault, request, client):
+    """Where no server takes a connection that is the error, in one line with the remedy under it, and nothing else."""
+    url = {'refused': 'http://127.0.0.1:9', 'no such name': 'http://nobody.invalid'}.get(fault)
+    url = url or request.getfixturevalue('black_hole')
+    env = {'HF_ENDPOINT': url, **authors_at(url, client)}
+    host = url.split('//')[1].split(':')[0]
+    hurry = 'from timm_mobilenext import pretrained; pretrained.CONNECT_SECONDS = 0.5; '
+    message = client.fail(hurry + CREATE.format(''), **env)
+    first, remedy = message.splitlines()
+    assert first == (
+        'ConnectionError: No weights of mobilenext_100 are in the caches, and there is no connection to '
+        f'{host} or {host}.')
+    assert 'pretrained_cfg_overlay=dict(file=PATH)' in remedy
+    assert client.stderr == ''
+    mine = client.fail(hurry + CREATE.format(", pretrained_cfg_overlay=dict(hf_hub_id='me/mine')"), **env)
+    assert f'and there is no connection to {host}.\nThis is about me/mine' in mine
+    converted = client.fail(
+        hurry + "__import__('timm_mobilenext.convert').convert.main(['mobilenext_100'])", **env)
+    assert converted.startswith(f"SystemExit: error: The authors' file {url}/mobilenext_100/x.pth is not in the cache")
+    assert client.stderr == ''
+    assert not client.torch_cache.exists()
+    assert not client.hub_cache.exists()
+
+
+def test_slow_hub_is_waited_for(on_hub, server, client):
+    """A Hub that takes its time to answer, longer than the wait for a connection, gives the weights."""
+    server.faults['hub'] = 'late'
+    client.run('from timm_mobilenext import pretrained\npretrained.CONNECT_SECONDS = 0.5\n' + golden('mobilenext_100'))
+    assert client.stderr == ''
+    assert not any('/files/' in request for request in server.log)
+
+
+def test_proxy(server, client, black_hole):
+    """Where there is a proxy to the servers it is the proxy that has to take the connection."""
+    answers = (
+        'from timm_mobilenext import pretrained; pretrained.CONNECT_SECONDS = 0.5\n'
+        'print(pretrained.answering(["http://nobody.invalid"]))')
+    for proxy, answer in ((server.url, "{'http://nobody.invalid'}"), (black_hole, 'set()')):
+        assert client.run(answers, http_proxy=proxy) == answer
+    assert client.run(answers, http_proxy=server.url, no_proxy='nobody.invalid') == 'set()'
 
 
 # -- the authors' file

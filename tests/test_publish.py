@@ -1,4 +1,5 @@
 """Publishing to the Hub: the card, the upload, and that what was uploaded comes back bit-equal."""
+import argparse
 import re
 import shutil
 
@@ -8,6 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from timm_mobilenext._authors import SOURCES
 from timm_mobilenext.publish import main, publish
 
 SMALL = 'mobilenext_035'
@@ -126,6 +128,34 @@ model = AutoModelForImageClassification.from_pretrained({str(folder)!r}).eval()
 assert model.config.id2label[281] == 'tabby, tabby cat'
 assert official.golden_error(model(official.images()).logits, 'mnext_100/div1/float32') < 2e-3
 """)
+
+
+def test_licence_is_asked_for(server, client, checkpoint):
+    """Weights of an unknown licence are not pushed, nor is a folder of them made; without --push the card has none."""
+    args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine']
+    error = client.fail(f"__import__('timm_mobilenext.publish').publish.main({[*args, '--push']})")
+    assert error.startswith(f'SystemExit: error: Under which licence are the weights of {checkpoint}?')
+    assert '--license' in error
+    assert server.log == []
+    assert not (client.folder / 'mine').exists()
+    client.run(PUBLISH.format(args))
+    card = ModelCard.load(client.folder / 'mine' / 'README.md')
+    assert card.data.license is None
+    assert '- **Licence:** not stated\n' in card.text
+    assert 'authors' not in card.text
+    assert not (client.folder / 'mine' / 'LICENSE').exists()
+
+
+def test_card_of_fine_tuned_weights(tmp_path):
+    """Weights that say that they were fine-tuned from the authors' have their licence, its text and the origin."""
+    args = argparse.Namespace(model='mobilenext_100', pretrained=True)
+    state = timm.create_model('mobilenext_100', num_classes=3).state_dict()
+    torch.save(dict(state_dict=state, args=args), tmp_path / 'tuned.pth.tar')
+    folder = publish('mobilenext_100', tmp_path / 'tuned.pth.tar', tmp_path / 'out', repo_id='me/mine')
+    card = ModelCard.load(folder / 'README.md')
+    assert card.data.license == 'bsd-3-clause-clear'
+    assert f'- **Fine-tuned from:** weights of the authors, {SOURCES["mobilenext_100"].url}\n' in card.text
+    assert 'The Clear BSD License' in (folder / 'LICENSE').read_text()
 
 
 def test_nothing_is_uploaded_unasked(server, client, checkpoint):

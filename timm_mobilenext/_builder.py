@@ -96,12 +96,11 @@ def build_model_with_cfg(
             urls = [constants.ENDPOINT, *([source.url] if source else [])]
             answering = places.answering(urls)
             if source and answering == {source.url}:
-                return build_from_authors(source, 'no answer')
+                return build_from_authors(source, 'no connection')
             if not answering:
                 raise ConnectionError(
-                    f'No weights of {variant} are in the caches, and no answer came from '
-                    f'{" or ".join(str(urlsplit(url).hostname) for url in urls)} within {places.CONNECT_SECONDS:g} '
-                    f'seconds.\n{_remedy(None, variant, repo)}')
+                    f'No weights of {variant} are in the caches, and there is no connection to '
+                    f'{" or ".join(str(urlsplit(url).hostname) for url in urls)}.\n{_remedy(None, variant, repo)}')
     try:
         return build()
     except SafetensorError as error:

@@ -81,8 +81,7 @@ def fetch(source: Source, cache_dir: str | Path | None = None) -> Path:
         raise OSError(f"The authors' file {source.url} is not in the cache and HF_HUB_OFFLINE is set. {remedy}")
     if not answering([source.url]):  # PyTorch's download waits for a server as long as the system does, each time
         raise ConnectionError(
-            f"The authors' file {source.url} is not in the cache and no answer came from there within "
-            f'{CONNECT_SECONDS:g} seconds. {remedy}')
+            f"The authors' file {source.url} is not in the cache, and there is no connection to its server. {remedy}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.timm-mobilenext-', dir=path.parent) as folder:
