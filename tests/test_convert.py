@@ -92,7 +92,7 @@ def test_trained_model(tuned, tmp_path):
     ('mobilenext_100', {}, False),
 ])
 def test_licence(model, args, theirs, tmp_path):
-    """The authors' licence is put on what says that it was fine-tuned from their weights, and stays on it, else none."""
+    """What says that it was fine-tuned from the authors' weights gets and keeps their licence, all else gets none."""
     state = timm.create_model('mobilenext_100', num_classes=2).state_dict()
     torch.save(dict(state_dict=state, args=argparse.Namespace(model=model, **args)), tmp_path / 'tuned.pth.tar')
     known = dict(license='bsd-3-clause-clear', derived_from=SOURCES['mobilenext_100'].url) if theirs else {}

@@ -30,7 +30,8 @@ def places(report: str) -> dict[str, str]:
 
 def test_command():
     """The command prints versions, all architectures with their figures, and the line that registers the models."""
-    result = subprocess.run([sys.executable, '-m', 'timm_mobilenext', 'doctor'], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, '-m', 'timm_mobilenext', 'doctor'], capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, '')
     assert f'timm-mobilenext {timm_mobilenext.__version__}, timm {timm.__version__}, torch {torch.__version__}' in (
         result.stdout.splitlines()[0])

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from networks import ARCHITECTURES, FAMILIES, SHORT, SMALL
+from networks import ARCHITECTURES, FAMILIES, SMALL
 from timm.layers import ConvNormAct, DropPath, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.utils import freeze, reparameterize_model
 from torch.autograd import forward_ad

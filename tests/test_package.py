@@ -31,7 +31,7 @@ ROOMS = {
     'pretrained': {
         'argparse', 'hashlib', 'http', 'logging', 'os', 'pickle', 'socket', 'tempfile', 'threading', 'time', 'urllib',
         'collections', 'pathlib', 'typing', 'huggingface_hub', 'safetensors', 'torch', 'timm'},
-    '_builder': {'logging', 'os', 'typing', 'urllib', 'huggingface_hub', 'safetensors', 'timm'},
+    '_builder': {'logging', 'pathlib', 'typing', 'urllib', 'huggingface_hub', 'safetensors', 'timm'},
     'mobilenext': {'math', 'collections', 'functools', 'typing', 'torch', 'timm'},
     'doctor': {'argparse', 'platform', 'threading', 'time', 'typing', 'huggingface_hub', 'timm', 'torch'},
     'convert': {

@@ -82,7 +82,7 @@ def black_hole():
             caller = callers.enter_context(socket.socket())
             caller.setblocking(False)
             caller.connect_ex(listener.getsockname())
-        yield 'http://127.0.0.1:{}'.format(listener.getsockname()[1])
+        yield f'http://127.0.0.1:{listener.getsockname()[1]}'
 
 
 def authors_at(url: str, client) -> dict[str, str]:

@@ -4,7 +4,7 @@ timm takes pretrained weights from the Hub or from one address, and has no place
 package this module has the same name and one function of the same arguments, so that mobilenext.py works in both.
 """
 import logging
-import os
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +26,7 @@ def build_model_with_cfg(
         pretrained: bool,
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: str | Path | None = None,
         **kwargs: Any,
 ) -> Any:
     """Build a model as timm does, with weights from the authors' file where the Hub has no repository.

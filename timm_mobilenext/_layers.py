@@ -4,7 +4,7 @@ Each piece works without the others and without the network, and says what would
 """
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
@@ -261,8 +261,15 @@ def checkpoint(
     return torch_checkpoint(function, x, use_reentrant=False, **kwargs)
 
 
-def checkpoint_seq(blocks: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """Call the blocks one after the other, each with `checkpoint`: timm's checkpoint_seq for networks with norms."""
+def checkpoint_seq(blocks: Any, x: torch.Tensor) -> torch.Tensor:
+    """Call the blocks one after the other, each with `checkpoint`: timm's checkpoint_seq for networks with norms.
+
+    Superfluous with `checkpoint`.
+
+    Args:
+        blocks: The modules, `nn.Sequential` or any iterable of them.
+        x: Input of the first, of any shape.
+    """
     for block in blocks:
         x = checkpoint(block, block, x)
     return x

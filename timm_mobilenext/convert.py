@@ -251,7 +251,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
                         help='arguments of the model, such as width_mult=1.1')
     parser.add_argument('--license', metavar='ID', help=(
-        "licence of the weights, as the Hub spells it (default: that of the authors where the checkpoint is theirs or "
+        'licence of the weights, as the Hub spells it (default: that of the authors where the checkpoint is theirs or '
         'says that it was fine-tuned from theirs, else none)'))
     parser.add_argument('--cache-dir', metavar='DIR', help='where downloads are kept')
     return parser

@@ -169,7 +169,8 @@ class SandGlass(nn.Module):
             mid_chs = make_divisible(math.ceil(out_chs / max_expand_ratio), 16)  # mnext.py:66-69
         mid_chs = make_divisible(mid_chs, 2)  # model.py; changes nothing where the line above applies
 
-        layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act_layer, **dd)
+        act: Any = act_layer
+        layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act, **dd)
         dw: dict[str, Any] = dict(kernel_size=dw_kernel_size, dilation=dilation, padding=pad_type, **layers)
         self.dw_start = _layers.ConvNorm(in_chs, in_chs, groups=in_chs, **dw) if dw_start else nn.Identity()
         self.pw_reduce = _layers.ConvNorm(self.pw_chs, mid_chs, groups=pw_groups, apply_act=False, **layers)
@@ -177,9 +178,9 @@ class SandGlass(nn.Module):
         self.dw_end = _layers.ConvNorm(
             out_chs, out_chs, stride=stride, groups=out_chs, apply_act=False, aa_layer=aa_layer, **dw,
         ) if dw_end else nn.Identity()
-        self.se = SqueezeExcite(out_chs, rd_channels=se_chs, act_layer=act_layer, **dd) if se_chs else nn.Identity()
-        has_drop_path = drop_path_rate and self.identity_chs
-        self.drop_path = _layers.PartialDropPath(drop_path_rate, self.identity_chs) if has_drop_path else nn.Identity()
+        self.se = SqueezeExcite(out_chs, rd_channels=se_chs, act_layer=act, **dd) if se_chs else nn.Identity()
+        self.drop_path = _layers.PartialDropPath(
+            drop_path_rate, self.identity_chs) if drop_path_rate and self.identity_chs else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chs, H, W) to (B, out_chs, ceil(H / stride), ceil(W / stride))."""
@@ -403,10 +404,9 @@ class MobileNeXt(nn.Module):
         """
         param = next(self.parameters())
         self.num_classes = num_classes
-        if global_pool is None:
-            global_pool = self.global_pool.pool_type
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, self.classifier = create_classifier(
-            self.num_features, num_classes, pool_type=global_pool, device=param.device, dtype=param.dtype)
+            self.num_features, num_classes, pool_type=pool_type, device=param.device, dtype=param.dtype)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.global_pool.train(self.training)
         self.classifier.train(self.training)

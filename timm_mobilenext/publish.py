@@ -263,7 +263,7 @@ def publish(
         if needs_license and 'license' not in converted.provenance:
             raise ValueError(
                 f'Under which licence are the weights of {checkpoint}? It does not say that they come from those of '
-                f'the authors, which are under {LICENSE}. Name it as the Hub spells it, apache-2.0 for one (--license).')
+                f'the authors, under {LICENSE}. Name it as the Hub spells it, apache-2.0 for one (--license).')
         repo_id = repo_id or hub_id(converted.provenance['architecture']) or ''
         save(converted, folder, label_names)
         (folder / 'README.md').write_text(card(converted, repo_id, dataset), encoding='utf-8')
