@@ -9,6 +9,6 @@ SMALL = 'mobilenext_035'
 FAMILIES = [SMALL, 'mobilenext_100_id050', 'mobilenext_s', 'mobilenext_l', 'mobilenext_l_ghost']
 # architecture -> the authors' network with the same parameters
 OFFICIAL_NAME = {name: 'mnext' + name.removeprefix('mobilenext').split('_id')[0] for name in ARCHITECTURES}
-# Architecture table with blocks of every kind and few of each, for what is slow by the block, as compilers are: both
-# depthwise convs with and without a shortcut, none, and one that strides.
-SHORT = ((2, 96, 1, 2, 3), (6, 144, 1, 1, 3), (6, 192, 2, 2, 3), (6, 288, 2, 1, 5))
+# Arguments for five blocks of all kinds, for what is slow by the block, as compilers are: with both depthwise convs,
+# both and a shortcut, the one that strides, none.
+SHORT = dict(stages=((2, 96, 1, 2, 3), (6, 144, 1, 1, 3), (6, 192, 1, 2, 3), (6, 288, 2, 1, 5)), depth_mult=1.)

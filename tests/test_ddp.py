@@ -10,10 +10,10 @@ import timm
 import torch
 
 ROOT = Path(__file__).parent.parent
-EPOCHS, UPDATES = 4, 44  # updates an epoch: 1437 images in batches of 32
+EPOCHS, UPDATES = 3, 44  # updates an epoch: 1437 images in batches of 32
 RECIPE = """
 opt: adamw
-lr_base: 4.0e-3
+lr_base: 8.0e-3
 lr_base_size: 32
 sched: cosine
 sched_on_updates: true

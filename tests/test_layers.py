@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from networks import ARCHITECTURES, FAMILIES, SMALL
+from networks import ARCHITECTURES, FAMILIES, SHORT, SMALL
 from timm.layers import ConvNormAct, DropPath, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.utils import freeze, reparameterize_model
 from torch.autograd import forward_ad
@@ -238,7 +238,7 @@ def test_recompute_act(name, change):
     steps = []
     for recompute_act in (False, True):
         torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=3, depth_mult=0.5, recompute_act=recompute_act)
+        model = timm.create_model(name, num_classes=3, recompute_act=recompute_act, **SHORT)
         x = torch.randn(4, 3, 64, 64)
         if change == 'channels_last':
             model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))
@@ -369,7 +369,7 @@ def test_reparameterize_after_changes(change, calibrated):
 def test_grad_checkpointing(name):
     """Gradient checkpointing leaves gradients and running statistics as they are, of `forward_intermediates` too."""
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=3)
+    model = timm.create_model(name, num_classes=3, **SHORT)
     checkpointed = copy.deepcopy(model)
     checkpointed.set_grad_checkpointing()
     x = torch.randn(2, 3, 64, 64)

@@ -295,7 +295,7 @@ def test_output_stride(name, output_stride, calibrated):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_ways_to_run(name, calibrated):
     """Scripted, traced, exported, compiled, copied, pickled and channels_last models answer as the model does."""
-    model = calibrated(name, stages=SHORT)
+    model = calibrated(name, **SHORT)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         expected = model(x)
@@ -320,7 +320,7 @@ def test_ways_to_run(name, calibrated):
 def test_compiles_for_training(name):
     """A training step compiles to one graph with the gradients of the eager model, blocks of every kind in it."""
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=3, stages=SHORT, dtype=torch.float64)
+    model = timm.create_model(name, num_classes=3, dtype=torch.float64, **SHORT)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     grads = []
     for run in (model, torch.compile(model, backend='aot_eager', fullgraph=True)):
@@ -340,7 +340,7 @@ def test_compiles_for_all_sizes(name, mode):
         graphs.append(graph)
         return graph.forward
 
-    model = timm.create_model(name, num_classes=3, stages=SHORT, recompute_act=mode == 'recompute_act')
+    model = timm.create_model(name, num_classes=3, recompute_act=mode == 'recompute_act', **SHORT)
     model.set_grad_checkpointing(mode == 'checkpointed')
     compiled = torch.compile(model.train(mode != 'eval'), backend=backend, fullgraph=True, dynamic=True)
     for shape in ((2, 3, 64, 64), (3, 3, 96, 96), (2, 3, 96, 64), (4, 3, 72, 120), (5, 3, 120, 72)):
@@ -352,7 +352,7 @@ def test_compiles_for_all_sizes(name, mode):
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile compiles with g++ on a CPU, which is not installed')
 def test_freezing(calibrated):
     """torch.compile with freezing, in channels_last and with a partial shortcut, answers as the model does."""
-    model = calibrated('mobilenext_100_id050', width_mult=0.35, stages=SHORT).float()
+    model = calibrated('mobilenext_100_id050', width_mult=0.35, **SHORT).float()
     model = model.to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
