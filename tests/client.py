@@ -3,6 +3,7 @@
 The addresses and git blob ids of the authors' files come from the environment, since the real files are not at hand.
 """
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
     for stream, name in ((sys.stdout, '.stdout'), (sys.stderr, '.stderr')):
         os.dup2(os.open(f'{output}{name}', os.O_WRONLY | os.O_CREAT), stream.fileno())
     warnings.simplefilter('ignore')
+    gc.disable()  # it looks at all that PyTorch has made again and again, for half of the time of the imports below
 
     # Here, since the Hub's client reads the environment when it is imported
     import huggingface_hub.utils._http

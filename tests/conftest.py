@@ -1,5 +1,6 @@
 """Fixtures of all tests. No test reaches outside the machine."""
 import dataclasses
+import gc
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from torch.optim.swa_utils import update_bn
 import timm_mobilenext
 from timm_mobilenext import _authors, pretrained
 
+gc.freeze()  # the garbage collector need not look at all that PyTorch has made after each few objects of a test
 # A shell starts background jobs with Ctrl-C ignored, which the processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,5 +1,6 @@
 """Where `pretrained=True` takes weights from, and what a user reads where that fails."""
 import contextlib
+import dataclasses
 import json
 import os
 import pickle
@@ -33,10 +34,20 @@ def golden(*names: str) -> str:
     return GOLDEN.format(names=names)
 
 
+@pytest.fixture(scope='module')
+def converted(tmp_path_factory, authors_files, blobs):
+    """The converted weights of mobilenext_100."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SOURCES, 'mobilenext_100', dataclasses.replace(
+            SOURCES['mobilenext_100'], blob=blobs['mobilenext_100']))
+        return convert(
+            'mobilenext_100', authors_files['mobilenext_100'], tmp_path_factory.mktemp('converted') / 'folder')
+
+
 @pytest.fixture
-def on_hub(server, known_files):
-    """The Hub has the converted weights of mobilenext_100."""
-    convert('mobilenext_100', known_files['mobilenext_100'], server.hub / REPO)
+def on_hub(server, converted):
+    """The Hub has them."""
+    shutil.copytree(converted, server.hub / REPO)
 
 
 def weights_in(folder: Path) -> list[str]:
