@@ -17,8 +17,9 @@ warnings.simplefilter('error')
 
 
 def run_python(code: str) -> str:
-    """Run code in a new interpreter and return all that it prints."""
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    """Run code in a new interpreter, without the garbage collector, and return all that it prints."""
+    result = subprocess.run(
+        [sys.executable, '-c', f'import gc; gc.disable()\n{code}'], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr
 

@@ -13,7 +13,7 @@ SCRIPT = """
 import os, signal, sys
 if __name__ == '__main__':
     print([str(x) for x in sys.argv], sys.path[0], __name__, __file__, __package__, sys.modules['__main__'].__file__)
-    print('timm' in sys.modules, 'torch' in sys.modules, sys.stdin.read())
+    print('timm' in sys.modules, 'torch' in sys.modules, sys.stdin.read(), flush=True)
     if sys.argv[1] == 'raise':
         raise ValueError('of the script')
     if sys.argv[1] == 'interrupt':
