@@ -8,7 +8,7 @@ from timm_mobilenext import hook
 
 __version__ = '0.1.0'
 
-if TYPE_CHECKING:  # for static tools; __getattr__ answers for the same names
+if TYPE_CHECKING:  # what static tools see
     from timm_mobilenext.mobilenext import (
         MobileNeXt as MobileNeXt,
         SandGlass as SandGlass,
@@ -24,15 +24,15 @@ if TYPE_CHECKING:  # for static tools; __getattr__ answers for the same names
         mobilenext_l_ghost as mobilenext_l_ghost,
         mobilenext_s as mobilenext_s,
     )
+else:
+    def __getattr__(name: str) -> Any:
+        """Return a class or an architecture, and import timm for it if nobody has."""
+        if name in ('MobileNeXt', 'SandGlass') or name.startswith('mobilenext_'):
+            from timm_mobilenext import mobilenext
+            if name in mobilenext.__all__:
+                return getattr(mobilenext, name)
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
-
-def __getattr__(name: str) -> Any:
-    """Return a class or an architecture, and import timm for it if nobody has."""
-    if name in ('MobileNeXt', 'SandGlass') or name.startswith('mobilenext_'):
-        from timm_mobilenext import mobilenext
-        if name in mobilenext.__all__:
-            return getattr(mobilenext, name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 hook.install()

@@ -217,7 +217,7 @@ def locate(variant: str, timeout: float) -> str:
     repo_id = hub_id(variant)
     if repo_id is None:
         return 'none'
-    source = None if hub_owner() else SOURCES[variant]
+    source = None if hub_owner() else SOURCES.get(variant)
     if hub_cache(repo_id):
         return f'cached, from the Hub ({repo_id})'
     if source and cached_file(source).exists():

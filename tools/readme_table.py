@@ -8,7 +8,7 @@ from pathlib import Path
 
 import timm
 
-from timm_mobilenext._authors import CLAIMS
+from timm_mobilenext._authors import CLAIMS, SOURCES
 from timm_mobilenext.doctor import count
 
 README = Path(__file__).parent.parent / 'README.md'
@@ -22,7 +22,7 @@ def render() -> str:
     ]
     for name, claim in CLAIMS.items():
         params, madds, _ = count(timm.create_model(name, device='meta'))
-        weights = 'yes' if timm.get_pretrained_cfg(name).hf_hub_id else 'none'
+        weights = 'yes' if name in SOURCES else 'none'
         lines.append(
             f'| `{name}` | {params / 1e6:.3f} | {madds / 1e6:.1f} | {claim.params} | {claim.madds} | {claim.top1} '
             f'| {weights} |')
