@@ -117,8 +117,8 @@ def test_checkpoint_of_another_width(name):
 
 
 def test_claims():
-    """Every architecture has a claimed top-1, and where its weights are known, that of their file, rounded."""
-    assert sorted(CLAIMS) == sorted(ARCHITECTURES)
+    """The authors claim a top-1 of eleven architectures, where their weights are known that of the file, rounded."""
+    assert len([name for name in ARCHITECTURES if name in CLAIMS and CLAIMS[name].top1]) == 11
     assert {name: CLAIMS[name].top1 for name in SOURCES} == {
         name: f'{source.top1:.2f}' for name, source in SOURCES.items()}
     assert len({source.blob for source in SOURCES.values()}) == len({source.name for source in SOURCES.values()}) == 5

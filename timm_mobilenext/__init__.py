@@ -34,5 +34,4 @@ else:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
-
 hook.install()

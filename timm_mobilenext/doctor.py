@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mobilenext import __version__
-from timm_mobilenext._authors import CLAIMS
+from timm_mobilenext._authors import CLAIMS, Claim
 from timm_mobilenext.pretrained import locate
 
 _NETWORK_SECONDS = 4.
@@ -62,7 +62,7 @@ def report() -> str:
     rows = []
     for name in names:
         params, madds, _ = count(timm.create_model(name, device='meta'))
-        rows.append(f'{name:<22}{params / 1e6:>10.3f}{madds / 1e6:>11.1f}{CLAIMS[name].top1:>11}  ')
+        rows.append(f'{name:<22}{params / 1e6:>10.3f}{madds / 1e6:>11.1f}{CLAIMS.get(name, Claim()).top1:>11}  ')
     for thread in threads:
         thread.join(max(0., deadline - time.monotonic()))
     versions = {

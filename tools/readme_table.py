@@ -8,7 +8,8 @@ from pathlib import Path
 
 import timm
 
-from timm_mobilenext._authors import CLAIMS, SOURCES
+from timm_mobilenext import mobilenext
+from timm_mobilenext._authors import CLAIMS, SOURCES, Claim
 from timm_mobilenext.doctor import count
 
 README = Path(__file__).parent.parent / 'README.md'
@@ -20,7 +21,10 @@ def render() -> str:
         "| architecture | params (M) | MAdds (M) | claimed: params | MAdds | top-1 | authors' weights |",
         '|---|---:|---:|---:|---:|---:|---|',
     ]
-    for name, claim in CLAIMS.items():
+    for name in mobilenext.__all__:
+        if not timm.is_model(name):  # the classes
+            continue
+        claim = CLAIMS.get(name, Claim())
         params, madds, _ = count(timm.create_model(name, device='meta'))
         weights = 'yes' if name in SOURCES else 'none'
         lines.append(
