@@ -10,6 +10,25 @@ import sys
 import warnings
 from pathlib import Path
 
+REPO = 'timm-mobilenext/mobilenext_100.in1k'
+CREATE = "timm.create_model('mobilenext_100', pretrained=True{})"  # with further arguments
+
+
+def golden(*names: str) -> str:
+    """Return code that holds the answers of pretrained models against the authors', and prints their SHA-256."""
+    return f"""
+import hashlib
+for name in {names}:
+    logits = timm.create_model(name, pretrained=True).eval()(official.images())
+    assert official.golden_error(logits, official.case(name)) < 2e-3, name
+    print(name, hashlib.sha256(logits.numpy().tobytes()).hexdigest())
+"""
+
+
+def weights_in(folder: Path) -> list[str]:
+    """Return the names of the files in a cache that hold anything, but for notes and locks of the Hub's client."""
+    return sorted(f.name for f in folder.rglob('*') if f.is_file() and f.stat().st_size > 1000)
+
 
 def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
     """Run code in `folder` with the environment `env`; stdout and stderr go to `output` with these endings."""

@@ -1,10 +1,13 @@
 """Fixtures of all tests. No test reaches outside the machine."""
+import contextlib
 import dataclasses
 import gc
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext
 from timm_mobilenext import _authors, pretrained
+from timm_mobilenext.convert import convert
 
 gc.freeze()  # the garbage collector need not look at all that PyTorch has made after each few objects of a test
 # A shell starts background jobs with Ctrl-C ignored, which the processes of the tests would inherit.
@@ -136,6 +140,35 @@ def client(tmp_path, server, blobs) -> Client:
     folder = tmp_path / 'client'
     folder.mkdir()
     return Client(folder, server, blobs)
+
+
+@pytest.fixture(scope='session')
+def converted(tmp_path_factory, authors_files, blobs) -> Path:
+    """The converted weights of mobilenext_100."""
+    source = dataclasses.replace(_authors.SOURCES['mobilenext_100'], blob=blobs['mobilenext_100'])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_authors.SOURCES, 'mobilenext_100', source)
+        return convert(
+            'mobilenext_100', authors_files['mobilenext_100'], tmp_path_factory.mktemp('converted') / 'folder')
+
+
+@pytest.fixture
+def on_hub(server, converted) -> None:
+    """The Hub has them."""
+    shutil.copytree(converted, server.hub / client_process.REPO)
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """The address of a server that never takes a connection, as behind a firewall: its queue of them is full."""
+    with socket.socket() as listener, contextlib.ExitStack() as callers:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(0)
+        for _ in range(4):
+            caller = callers.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        yield f'http://127.0.0.1:{listener.getsockname()[1]}'
 
 
 @pytest.fixture(scope='session')

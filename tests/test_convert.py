@@ -87,6 +87,7 @@ def test_trained_model(tuned, tmp_path):
     ('mobilenext_100.in1k', dict(pretrained=True, pretrained_path=None), True),
     ('hf-hub:timm-mobilenext/mobilenext_100.in1k', dict(pretrained=True), True),
     ('mobilenext_100', dict(pretrained=True, pretrained_path='other.pth'), False),
+    ('mobilenext_100', dict(pretrained=True, initial_checkpoint='other.pth'), False),
     ('hf-hub:me/mobilenext_100', dict(pretrained=True), False),
     ('mobilenext_100', dict(pretrained=False), False),
     ('mobilenext_100', {}, False),

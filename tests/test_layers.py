@@ -60,6 +60,43 @@ def test_conv_norm(kwargs):
     torch.testing.assert_close(torch.jit.script(ours)(x), theirs(x))
 
 
+def test_is_eager():
+    """Operators just run but where they are traced, compiled, transformed or differentiated forward."""
+    class Asks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            answers.append(_layers.is_eager(x))
+            return x.relu()
+
+    answers, model, x = [], Asks(), torch.randn(2, 3)
+    model(x)
+    assert answers == [True]
+    torch.jit.trace(model, x, check_trace=False)
+    torch.fx.symbolic_trace(model)
+    torch.compile(model, backend='eager')(x)
+    torch.func.vmap(model)(x)
+    torch.func.jvp(model, (x,), (x,))
+    with forward_ad.dual_level():
+        model(forward_ad.make_dual(x, x))
+    assert len(answers) >= 5
+    assert not any(answers[1:])
+
+
+@pytest.mark.parametrize('inplace', [False, True])
+def test_relu6_alone(inplace):
+    """ReLU6 has the values and gradients of PyTorch's, and keeps its output where that keeps its input."""
+    x = torch.linspace(-2, 8, 41, requires_grad=True)
+    results = []
+    for act in (_layers.ReLU6(inplace), nn.ReLU6(inplace)):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda index: None):
+            out = act(x * 1)
+        grad, = torch.autograd.grad(act(x * 1).sum(), x)
+        results.append((out, grad))
+        assert any(torch.equal(tensor, out) for tensor in kept) == isinstance(act, _layers.ReLU6)
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
 @pytest.mark.parametrize('grad', [False, True])
 @pytest.mark.parametrize('chs', [None, 3])
 def test_add_identity(chs, grad):

@@ -154,7 +154,7 @@ def test_card_of_fine_tuned_weights(tmp_path):
     folder = publish('mobilenext_100', tmp_path / 'tuned.pth.tar', tmp_path / 'out', repo_id='me/mine')
     card = ModelCard.load(folder / 'README.md')
     assert card.data.license == 'bsd-3-clause-clear'
-    assert f'- **Fine-tuned from:** weights of the authors, {SOURCES["mobilenext_100"].url}\n' in card.text
+    assert f'- **Derived from:** weights of the authors, {SOURCES["mobilenext_100"].url}\n' in card.text
     assert 'The Clear BSD License' in (folder / 'LICENSE').read_text()
 
 

@@ -65,7 +65,7 @@ def _origin(path: Path, args: dict[str, Any]) -> dict[str, str]:
     model = str(args.get('model') or '').removeprefix('hf-hub:').removeprefix('timm-mobilenext/')
     started_from = SOURCES.get(split_model_name_tag(model)[0])
     urls = {source.url for source in SOURCES.values()}
-    if args.get('pretrained') and not args.get('pretrained_path') and started_from:
+    if args.get('pretrained') and started_from and not (args.get('pretrained_path') or args.get('initial_checkpoint')):
         derived_from: str | None = started_from.url
     else:
         derived_from = next((header[key] for key in ('derived_from', 'source') if header.get(key) in urls), None)

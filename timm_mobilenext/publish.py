@@ -181,7 +181,7 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None) -> str:
         f'- **Git blob id of the source:** {provenance["git_blob_id"]}, verified before it was read' if source else
         f'- **Git blob id of the source:** {provenance["git_blob_id"]}',
         f'- **Converted by:** {provenance["converter"]}, names of the weights changed, values not',
-        *([f'- **Fine-tuned from:** weights of the authors, {derived_from}'] if derived_from else []),
+        *([f'- **Derived from:** weights of the authors, {derived_from}'] if derived_from else []),
         f'- **Licence:** {license or "not stated"}' + (
             ', The Clear BSD License, text in LICENSE' if license == LICENSE else ''), '',
         _CITATION,
