@@ -21,8 +21,8 @@ from timm.layers import LayerType, PadType, SqueezeExcite, create_classifier, ge
 from timm.models._features import feature_take_indices
 from timm.models._registry import generate_default_cfgs, register_model
 
-# As modules, whose names are looked up when they are called: whichever room of the package is imported first may be
-# half-way when the import of timm in it registers the models. `_builder` is that of timm where this file lies in timm.
+# As modules, for names that are looked up when they are called: whichever room of the package is imported first is
+# half-way when its own import of timm registers the models. Where this file lies in timm `_builder` is timm's.
 from . import _authors, _builder, _layers
 
 __all__ = ['MobileNeXt', 'SandGlass']
