@@ -189,15 +189,15 @@ class SandGlass(nn.Module):
             x = self._recomputed_convs(x)
         else:
             x = self._convs(x)
-        x = self.drop_path(self.se(x))
+        x = self.se(x)
+        if self.identity_chs == 0:
+            return x
         # In place, since x is the output of a norm, a conv or a product, which all keep their inputs for the backward
         # pass and not their output; without `dw_end` it is that of an activation, which is kept.
         inplace = not isinstance(self.dw_end, nn.Identity)
         if self.identity_chs == self.out_chs:
-            x = _layers.add_identity(x, shortcut, inplace=inplace)
-        elif self.identity_chs > 0:
-            x = _layers.add_identity(x, shortcut, self.identity_chs, inplace=inplace)
-        return x
+            return _layers.add_identity(self.drop_path(x), shortcut, inplace=inplace)
+        return _layers.add_identity(self.drop_path(x), shortcut, self.identity_chs, inplace=inplace)
 
     def _convs(self, x: torch.Tensor) -> torch.Tensor:
         x = self.dw_start(x)
