@@ -1,4 +1,4 @@
-"""What PyTorch and timm lack for this network: layers first, then what saves memory in training, then a check.
+"""What PyTorch and timm lack for this network: layers, then what saves memory in training, then what checkpoints need.
 
 Each piece works without the others and without the network, and says what would make it superfluous.
 """
