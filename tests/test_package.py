@@ -132,8 +132,9 @@ def test_distribution_has_licences_and_types():
 def test_readme_table():
     """The table of the README is the one that tools/readme_table.py makes from the registry."""
     tool = runpy.run_path(str(ROOT / 'tools' / 'readme_table.py'))
-    assert all(f'| `{name}` |' in tool['render']() for name in timm.list_models(module='mobilenext'))
-    assert tool['START'] + tool['render']() + tool['END'] in README
+    table = tool['render']()
+    assert all(f'| `{name}` |' in table for name in timm.list_models(module='mobilenext'))
+    assert tool['START'] + table + tool['END'] in README
 
 
 def test_readme_code(tmp_path, monkeypatch, known_files):
