@@ -37,6 +37,14 @@ ROOMS = {
     'convert': {
         'argparse', 'contextlib', 'json', 'os', 'sys', 'tempfile', 'collections', 'dataclasses', 'pathlib', 'typing',
         'huggingface_hub', 'safetensors', 'timm', 'torch'},
+    'runtimes': {
+        'contextlib', 'importlib', 'json', 'os', 'platform', 'sys', 'tempfile', 'collections', 'pathlib', 'typing',
+        'numpy', 'torch', 'tqdm', 'timmx',
+        'onnx', 'onnxruntime', 'openvino', 'nncf', 'executorch', 'ai_edge_litert', 'flatbuffers', 'coremltools',
+        'ncnn'},
+    'export': {
+        'argparse', 'json', 'math', 'tempfile', 'collections', 'dataclasses', 'pathlib', 'typing',
+        'numpy', 'PIL', 'timm', 'torch', 'tqdm'},
     'publish': {'pathlib', 'typing', 'huggingface_hub', 'safetensors', 'timm', 'torch'},
     'autoload': {'py_compile', 'sys', 'sysconfig', 'pathlib'},
     '__main__': {'importlib', 'os', 'runpy', 'sys', 'types'},
@@ -44,7 +52,8 @@ ROOMS = {
 }
 # What only these may call: files, the command line's streams, and code from text.
 CALLERS = {
-    'open': {'pretrained'}, 'print': {'doctor', 'convert', 'publish', 'autoload', '__main__'}, 'input': set(),
+    'open': {'pretrained', 'export'}, 'input': set(),
+    'print': {'doctor', 'convert', 'export', 'publish', 'autoload', '__main__'},
     'exec': {'__main__'}, 'compile': {'__main__'}, 'eval': set(), '__import__': set(),
 }
 

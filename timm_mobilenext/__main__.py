@@ -19,6 +19,7 @@ from types import ModuleType, TracebackType
 # Each is a module of its name, with a function `main` that takes the arguments and returns the exit code.
 COMMANDS = {
     'convert': "a checkpoint, the authors' or of train.py, to a folder that timm and transformers load",
+    'export': 'a model to the files of mobile runtimes, int8 too, each checked against PyTorch',
     'publish': 'the same with a model card, and onto the Hugging Face Hub',
     'autoload': 'on|off|status: let every program of this environment find the models, with no launcher',
     'doctor': 'what is installed, and where the weights of each architecture would come from',

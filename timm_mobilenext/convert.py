@@ -257,13 +257,17 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def read_label_names(path: str | None) -> list[str] | None:
+    """Return the names of the classes of a text file, one a line; None for no file."""
+    lines = Path(path).read_text(encoding='utf-8').split('\n') if path else []
+    return [line.strip() for line in lines if line.strip()] or None
+
+
 def arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the parser of all conversions read, as the arguments of `convert`."""
-    names = Path(args.label_names).read_text(encoding='utf-8').split('\n') if args.label_names else None
     return dict(
         architecture=args.architecture, checkpoint=args.checkpoint, output=args.output, model_kwargs=args.model_kwargs,
-        license=args.license, cache_dir=args.cache_dir,
-        label_names=[name.strip() for name in names if name.strip()] if names else None)
+        license=args.license, cache_dir=args.cache_dir, label_names=read_label_names(args.label_names))
 
 
 @contextlib.contextmanager
@@ -271,8 +275,10 @@ def clear_errors() -> Iterator[None]:
     """End a command with the message of what went wrong in the place of a traceback."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, HTTPError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError, HTTPError) as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('error: interrupted')
 
 
 def main(argv: list[str]) -> int:
