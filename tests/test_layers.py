@@ -117,6 +117,26 @@ def test_add_identity(chs, grad):
             assert gradient.sum() == 2 * (chs or 5) * 16
 
 
+def test_split_channels():
+    """A split keeps gradients channels_last in eager mode, and is recorded as slices, scripted ones too."""
+    x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    first, second = _layers.split_channels(x, 2)
+    assert torch.equal(first, x[:, :2])
+    assert torch.equal(second, x[:, 2:])
+    (first.sum() + second.square().sum()).backward()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+    class Splits(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = _layers.split_channels(x, 2)
+            return torch.cat([second, first], dim=1)
+
+    graph = torch.export.export(Splits(), (x.detach(),)).graph_module.code
+    assert 'slice' in graph
+    assert 'split' not in graph
+    torch.testing.assert_close(torch.jit.script(Splits())(x), Splits()(x))
+
+
 def test_partial_drop_path():
     """On all channels it is timm's DropPath, in evaluation mode nothing; on some the others stay as they are."""
     x = torch.randn(64, 6, 3, 3)

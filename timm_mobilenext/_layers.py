@@ -114,6 +114,26 @@ def add_identity(x: torch.Tensor, shortcut: torch.Tensor, chs: int | None = None
     return torch.cat([x[:, :chs] + shortcut[:, :chs], x[:, chs:]], dim=1)
 
 
+def split_channels(x: torch.Tensor, chs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split the channels of x in two, in the form that is best where it runs.
+
+    In eager mode that is a split, since the gradient of a slice is never channels_last. Where operators are recorded it
+    is slices, which ExecuTorch's XNNPACK delegate takes; a split cuts its graph in parts. Superfluous once it takes
+    splits.
+
+    Args:
+        x: (B, C, H, W).
+        chs: Number of channels of the first part.
+
+    Returns:
+        The parts, (B, chs, H, W) and (B, C - chs, H, W).
+    """
+    if not torch.jit.is_scripting() and is_eager(x):
+        first, second = x.split([chs, x.shape[1] - chs], dim=1)
+        return first, second
+    return x[:, :chs], x[:, chs:]
+
+
 class PartialDropPath(DropPath):
     """Stochastic depth of a branch whose shortcut is added to its first channels alone, as by `add_identity`.
 

@@ -20,7 +20,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_input_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from timm.models import load_model_config_from_hf, parse_model_name
 from timm.utils import ParseKwargs
 from tqdm import tqdm
@@ -45,9 +45,9 @@ class Exported:
         format: Its format, one of `RUNTIMES`.
         precision: What it computes in, fp32, fp16 or int8; weights_int8 or weights_fp16 where it only stores them so.
         bytes: Its size, with that of a second file.
-        images: Number of images that it was checked on, 0 if it was not.
+        images: Number of images that it was checked on, 0 for none: noise.
         top1_agreement: Share of these that get PyTorch's class.
-        largest_difference: Of a logit to PyTorch's, over the standard deviation of the logits.
+        largest_difference: Of a logit to PyTorch's, over the standard deviation of the logits; None if not checked.
         note: Why it was not checked or missed what it should meet, else empty.
     """
 
@@ -59,6 +59,16 @@ class Exported:
     top1_agreement: float | None = None
     largest_difference: float | None = None
     note: str = ''
+
+    def check(self) -> str:
+        """Return in words what the check found."""
+        found = []
+        if self.top1_agreement is not None:
+            found.append(f'top-1 of {self.top1_agreement:.1%} of {self.images} images')
+        if self.largest_difference is not None:
+            found.append(f'logits within {self.largest_difference:.1e} of their standard deviation')
+            found += [] if self.images else ['on noise']
+        return ', '.join(found + [self.note] * bool(self.note))
 
 
 def load(source: str | Path, model: str | None = None, model_kwargs: dict[str, Any] | None = None) -> Converted:
@@ -252,6 +262,8 @@ def write(
     model = converted.model
     if img_size is not None and img_size < 1:
         raise ValueError(f'Images of {img_size} px: expected 1 or more, 224 for most models.')
+    from timm.data import resolve_input_data_config  # of timm 1.0.31, which the extra brings
+
     data_config = resolve_input_data_config(model, dict(img_size=img_size, mean=mean, std=std))
     model.pretrained_cfg.update(data_config)
 
@@ -278,20 +290,21 @@ def write(
             row = Exported(path, runtime.name, precision, sum(
                 _size(path.with_name(stem + suffix)) for suffix in runtime.suffixes))
             try:
-                run = runtime.load(path)
+                run = runtime.load(path, threads=1)
             except NotImplementedError as error:
                 row.note = f'not checked: {error}'
             else:
-                row.top1_agreement, row.largest_difference = check(model, run, images, f'checking {path.name}')
-                row.images = len(images)
+                agreement, row.largest_difference = check(model, run, images, f'checking {path.name}')
+                if not on_noise:
+                    row.images, row.top1_agreement = len(images), agreement
                 if not row.largest_difference <= TOLERANCES[precision]:  # nor is it a number
                     row.note = (
                         f'the logits differ by {row.largest_difference:.2g} of their standard deviation, expected at '
                         f'most {TOLERANCES[precision]}')
-                elif row.top1_agreement < min_agreement and not on_noise:
+                elif agreement < min_agreement and not on_noise:
                     row.note = (
-                        f'{row.top1_agreement:.1%} of {len(images)} images get the same class as in PyTorch, expected '
-                        f'at least {min_agreement:.1%}')
+                        f'{agreement:.1%} of {len(images)} images get the same class as in PyTorch, expected at least '
+                        f'{min_agreement:.1%}')
                 if row.note and not keep:
                     raise RuntimeError(f'{path.name}: {row.note}. Look at it with --keep.')
             exported.append(row)
@@ -372,16 +385,6 @@ def chosen(args: argparse.Namespace) -> dict[str, Any]:
         min_agreement=args.min_agreement, keep=args.keep)
 
 
-def report(row: Exported) -> str:
-    """Return a line about a file."""
-    line = f'{row.path}: {row.bytes / 1e6:.2f} MB'
-    if row.images:
-        line += (
-            f', {row.top1_agreement:.1%} of {row.images} answers and logits within {row.largest_difference:.1e} of '
-            'their standard deviation as in PyTorch')
-    return line + (f'; {row.note}' if row.note else '')
-
-
 def main(argv: list[str]) -> int:
     """Run `python -m timm_mobilenext export` with these arguments."""
     command = argparse.ArgumentParser(
@@ -399,5 +402,6 @@ def main(argv: list[str]) -> int:
         exported = export(
             args.source, args.format, args.output, model=args.model, model_kwargs=args.model_kwargs,
             label_names=read_label_names(args.label_names), **chosen(args))
-        print('\n'.join(map(report, exported)))
+        for row in exported:
+            print(f'{row.path}: {row.bytes / 1e6:.2f} MB, as PyTorch: {row.check()}')
     return 0

@@ -202,8 +202,7 @@ class SandGlass(nn.Module):
     def _convs(self, x: torch.Tensor) -> torch.Tensor:
         x = self.dw_start(x)
         if self.bypass_chs > 0:
-            # split, since the gradient of a slice is never channels_last
-            x, bypass = x.split([self.pw_chs, self.bypass_chs], dim=1)
+            x, bypass = _layers.split_channels(x, self.pw_chs)
             x = torch.cat([self.pw_expand(self.pw_reduce(x)), bypass], dim=1)
         else:
             x = self.pw_expand(self.pw_reduce(x))

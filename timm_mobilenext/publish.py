@@ -3,9 +3,11 @@
     python -m timm_mobilenext publish mobilenext_100                                          # a folder to look at
     python -m timm_mobilenext publish mobilenext_100 --push                                   # and onto the Hub
     python -m timm_mobilenext publish mobilenext_035 model_best.pth.tar --repo-id me/mine --label-names names.txt --push
+    python -m timm_mobilenext publish mobilenext_100 --formats onnx executorch --weights int8    # with files for phones
 
 What else there is to say: --help.
 """
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from timm_mobilenext import __version__
 from timm_mobilenext._authors import LICENSE, SOURCES
 from timm_mobilenext.convert import Converted, arguments, clear_errors, load, new_folder, parser, save
 from timm_mobilenext.doctor import count
+from timm_mobilenext.export import Exported, chosen, options, write
 from timm_mobilenext.pretrained import WEIGHTS_NAME, hub_id
 
 LICENSE_TEXT = Path(__file__).with_name('LICENSE.weights')
@@ -80,6 +83,27 @@ classifier('image.jpg')
 ```
 """
 
+_FILES = """### Files for mobile runtimes
+
+| file | precision | size (MB) | checked against PyTorch |
+|---|---|---:|---|
+{rows}
+
+They take an image as timm's transform makes it, {shape}, and return logits; `model.json` says how images are prepared
+and what the classes are.
+
+```python
+import numpy as np
+from huggingface_hub import hf_hub_download
+from timm_mobilenext.runtimes import load  # or the runtime itself
+
+run = load(hf_hub_download('{repo_id}', '{first}'))
+logits = run(np.zeros({shape}, np.float32))
+```
+
+A file that ends in `.xml` or `.param` needs the one in `.bin` beside it.
+"""
+
 _CITATION = """## Citation
 
 ```bibtex
@@ -104,13 +128,14 @@ _CITATION = """## Citation
 """
 
 
-def card(converted: Converted, repo_id: str, dataset: str | None = None) -> str:
+def card(converted: Converted, repo_id: str, dataset: str | None = None, exported: Sequence[Exported] = ()) -> str:
     """Return the model card of a repository, in Markdown under its YAML front matter.
 
     Args:
         converted: The model and where it comes from.
         repo_id: Name of the repository on the Hub.
         dataset: Name of the training data on the Hub; the authors' weights are of ImageNet-1k.
+        exported: Files for mobile runtimes in it.
     """
     model, source, provenance = converted.model, converted.source, converted.provenance
     architecture = provenance['architecture']
@@ -160,6 +185,11 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None) -> str:
         _USAGE.format(
             repo_id=repo_id, in_chans=in_chans, size=max(height, width), num_features=model.head_hidden_size),
     ]
+    if exported:
+        rows = [f'| `{f.path.name}` | {f.precision} | {f.bytes / 1e6:.2f} | {f.check()} |' for f in exported]
+        lines.append(_FILES.format(
+            repo_id=repo_id, rows='\n'.join(rows), shape=(1, *model.pretrained_cfg['input_size']),
+            first=exported[0].path.name))
     if source or reported:
         lines += ['## Results', '']
     if source:
@@ -234,6 +264,8 @@ def publish(
         dataset: str | None = None,
         label_names: list[str] | None = None,
         needs_license: bool = False,
+        formats: Sequence[str] = (),
+        export_options: dict[str, Any] | None = None,
         **kwargs: Any,
 ) -> Path:
     """Convert a checkpoint to a folder that is fit to be a repository on the Hub; `push` uploads it.
@@ -246,13 +278,16 @@ def publish(
         dataset: Name of the training data on the Hub.
         label_names: See `convert.save`.
         needs_license: Fail where the licence of the weights is neither given nor known, before anything is written.
+        formats: Formats of files for mobile runtimes to add, see `export.write`.
+        export_options: Its other arguments.
         **kwargs: See `convert.load`.
 
     Returns:
         The folder, with `model.safetensors`, `config.json`, `README.md` and, under the authors' licence, `LICENSE`.
 
     Raises:
-        OSError, ValueError, RuntimeError: See `convert.load` and `convert.save`; nothing is left behind then.
+        ImportError, OSError, ValueError, RuntimeError: See `convert.load`, `convert.save` and `export.write`; nothing
+            is left behind then.
     """
     output = Path(output or architecture)
     with new_folder(output) as folder:
@@ -266,7 +301,9 @@ def publish(
                 f'the authors, under {LICENSE}. Name it as the Hub spells it, apache-2.0 for one (--license).')
         repo_id = repo_id or hub_id(converted.provenance['architecture']) or ''
         save(converted, folder, label_names)
-        (folder / 'README.md').write_text(card(converted, repo_id, dataset), encoding='utf-8')
+        exported = write(
+            converted, formats, folder, label_names=label_names, **(export_options or {})) if formats else []
+        (folder / 'README.md').write_text(card(converted, repo_id, dataset, exported), encoding='utf-8')
         if converted.provenance.get('license') == LICENSE:
             (folder / 'LICENSE').write_text(LICENSE_TEXT.read_text(encoding='utf-8'), encoding='utf-8')
     return output
@@ -281,10 +318,14 @@ def main(argv: list[str]) -> int:
     command.add_argument('--push', action='store_true', help='upload the folder')
     command.add_argument('--private', action='store_true', help='create a private repository')
     command.add_argument('--overwrite', action='store_true', help='replace other weights and the card there')
+    command.add_argument('--formats', nargs='+', default=[], metavar='FORMAT', help=(
+        'add files for mobile runtimes, as export writes them, with its options'))
+    options(command)
     args = command.parse_args(argv)
     with clear_errors():
         folder = publish(
-            **arguments(args), repo_id=args.repo_id, dataset=args.dataset, needs_license=args.push)
+            **arguments(args), repo_id=args.repo_id, dataset=args.dataset, needs_license=args.push,
+            formats=args.formats, export_options=chosen(args))
         print(f'{folder}: {", ".join(sorted(file.name for file in folder.iterdir()))}')
         if args.push:
             repo_id = args.repo_id or hub_id(split_model_name_tag(args.architecture)[0]) or ''

@@ -239,13 +239,28 @@ class OpenVino(Runtime):
                     weights_quantization_params=QuantizationParameters(per_channel=per_channel)))
             openvino.save_model(quantized, path, compress_to_fp16=False)
 
+    def convert(self, folder: Path, path: Path, input_size: Sequence[int], **options: Any) -> None:
+        """Have timmx write it, and work out what depends on the size of the images alone: TensorFlow's padding."""
+        super().convert(folder, path, input_size, **options)
+        import openvino.passes
+
+        manager = openvino.passes.Manager()
+        manager.register_pass(openvino.passes.ConstantFolding())
+        with self._rewritten(path) as model:
+            manager.run_passes(model)
+
     def describe(self, path: Path, metadata: dict[str, str]) -> None:
         """Write `rt_info`, where OpenVINO's own tools have what a model is."""
+        with self._rewritten(path) as model:
+            for key, value in metadata.items():
+                model.set_rt_info(value, ['model_info', key])
+
+    @contextlib.contextmanager
+    def _rewritten(self, path: Path) -> Iterator[Any]:
         import openvino
 
         model = openvino.Core().read_model(path)
-        for key, value in metadata.items():
-            model.set_rt_info(value, ['model_info', key])
+        yield model
         with tempfile.TemporaryDirectory(dir=path.parent) as work:  # the weights are still read from the old file
             openvino.save_model(model, Path(work) / path.name, compress_to_fp16=False)
             del model

@@ -1,0 +1,304 @@
+"""Measure MobileNeXt and timm's mobile networks in the runtimes of phones: latency, size of the file, peak memory.
+
+    pip install '.[compare,export]' && python benchmarks/runtimes.py [--runtimes onnx litert ...] [--cores one all]
+
+Batch 1 at 224 px, in fp32, int8 and, where the processor has it, OpenVINO's bf16. Writes a CSV and two plots. What was
+measured in another environment, such as LiteRT's, stays in the CSV.
+
+The weights are untrained, their batch norms calibrated, and int8 is calibrated on noise: this is about time and memory
+and says nothing of answers. `reported_top1` is what the authors and timm report of trained weights, not measured here.
+
+One core is a process that is pinned to it before any runtime is there, as some start a thread for each core whatever
+they are told; ExecuTorch's pool, which does so even when pinned, is made anew with the threads it may have. Everything
+runs in turn in one process for each number of cores, and the allocator keeps its memory there as in run.py. Memory is
+that of a process for each file, which loads it and runs it three times, beyond a process with the imports alone. For
+`all` the cores have to be idle: PyTorch and ncnn spin while they wait for a thread that has no core.
+"""
+import argparse
+import csv
+import importlib
+import importlib.metadata
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+import timm_mobilenext  # noqa: F401 - registers the models
+from timm_mobilenext._authors import CLAIMS
+from timm_mobilenext.runtimes import RUNTIMES, Run, _quiet
+
+Key = tuple[str, str, str]  # runtime, model, form
+ALLOCATOR = {  # see run.py
+    'MALLOC_MMAP_THRESHOLD_': '4294967296', 'MALLOC_TRIM_THRESHOLD_': '8589934592', 'MALLOC_TOP_PAD_': '268435456'}
+INSTRUCTIONS = (
+    'avx2', 'avx512f', 'avx512_vnni', 'avx_vnni', 'avx512_bf16', 'amx_int8', 'amx_bf16', 'asimddp', 'i8mm')
+LIBRARIES = {  # runtime -> its distribution, and the module that runs files
+    'pytorch': ('torch', 'torch'),
+    'onnx': ('onnxruntime', 'onnxruntime'),
+    'openvino': ('openvino', 'openvino'),
+    'executorch': ('executorch', 'executorch.runtime'),
+    'ncnn': ('ncnn', 'ncnn'),
+    'litert': ('ai-edge-litert', 'ai_edge_litert.interpreter'),
+}
+# ImageNet-1k at 224 px in %: the authors' claims, and results/results-imagenet.csv of timm's repository
+REPORTED = {
+    'mobilenext_100': CLAIMS['mobilenext_100'].top1,
+    'mobilenext_100_id050': CLAIMS['mobilenext_100_id050'].top1,
+    'mobilenetv2_100': '72.910',  # mobilenetv2_100.ra_in1k
+    'mobilenetv3_large_100': '75.784',  # mobilenetv3_large_100.ra_in1k
+    'efficientnet_lite0': '75.488',  # efficientnet_lite0.ra_in1k
+    'mobilenetv4_conv_small': '73.756',  # mobilenetv4_conv_small.e2400_r224_in1k
+}
+SIZE = 224
+
+
+def processor() -> tuple[str, list[str]]:
+    """Return the processor's name with its number of cores, and those of INSTRUCTIONS that it has."""
+    info = Path('/proc/cpuinfo').read_text().splitlines()
+    names = [line.split(':')[1].strip() for line in info if line.startswith('model name')]
+    flags = {flag for line in info if line.startswith(('flags', 'Features')) for flag in line.split(':')[1].split()}
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f'{name}, {os.cpu_count()} cores', [flag for flag in INSTRUCTIONS if flag in flags]
+
+
+def calibrate(model: nn.Module) -> nn.Module:
+    """Give the batch norms statistics that fit the weights; without, an untrained network answers about 1e-14."""
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.momentum = None
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, SIZE, SIZE))
+    return model.eval()
+
+
+def convert(runtimes: list[str], folder: Path, has_bf16: bool) -> dict[Key, Path]:
+    """Write the files of all networks for the runtimes; what cannot be made is left out with a line that says so."""
+    files: dict[Key, Path] = {}
+    noise = np.random.default_rng(0).standard_normal((16, 3, SIZE, SIZE), np.float32)
+    progress = tqdm([(name, runtime) for name in REPORTED for runtime in runtimes], desc='converting', leave=False)
+    for name, runtime in progress:
+        progress.set_description(f'{name}, {runtime}')
+        source = folder / name
+        if runtime == 'pytorch':
+            torch.manual_seed(0)
+            timm.models.save_for_hf(calibrate(timm.create_model(name)), str(source), safe_serialization=True)
+            files[runtime, name, 'eager'] = source / 'model.safetensors'
+            continue
+        engine = RUNTIMES[runtime]
+        plain, int8 = (source / f'{form}{engine.suffixes[0]}' for form in ('model', 'int8'))
+        try:
+            engine.convert(source, plain, (3, SIZE, SIZE))
+            files[runtime, name, 'fp32'] = plain
+            if runtime == 'openvino' and has_bf16:
+                files[runtime, name, 'bf16'] = plain
+            if engine.int8_modules is not None:
+                engine.quantize(source, plain, int8, noise)
+                files[runtime, name, 'int8'] = int8
+        except Exception as error:  # of whatever kind a converter raises
+            progress.write(f'{name}, {runtime}: not converted, {error!r:.200}')
+    return dict(sorted(files.items(), key=lambda item: (runtimes.index(item[0][0]), item[0][2])))
+
+
+def load(key: Key, path: Path, threads: int) -> Run:
+    """Return a file as a function of an image, that uses so many threads."""
+    runtime, _, form = key
+    with _quiet():
+        if runtime == 'pytorch':
+            torch.set_num_threads(threads)
+            model = timm.create_model(f'local-dir:{path.parent}', pretrained=True).eval()
+
+            @torch.inference_mode()
+            def run(image: np.ndarray) -> np.ndarray:
+                return model(torch.from_numpy(image)).numpy()
+            return run
+        if runtime == 'executorch':
+            from executorch.extension.pybindings import portable_lib
+
+            if portable_lib._threadpool_get_thread_count() != threads:
+                portable_lib._unsafe_reset_threadpool(threads)
+        return RUNTIMES[runtime].load(path, threads, **(dict(precision='bf16') if form == 'bf16' else {}))
+
+
+def peak(key: Key, path: Path, threads: int) -> float:
+    """Return the MB that loading a file and running it three times takes at most, beyond what is imported."""
+    def most() -> float:
+        lines = Path('/proc/self/status').read_text().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith('VmHWM:')) * 1024 / 1e6
+
+    image = np.ones((1, 3, SIZE, SIZE), np.float32)
+    with _quiet():
+        importlib.import_module(LIBRARIES[key[0]][1])
+    Path('/proc/self/clear_refs').write_text('5')  # starts the peak anew
+    before = most()
+    run = load(key, path, threads)
+    for _ in range(3):
+        run(image)
+    return most() - before
+
+
+def interleave(files: dict[Key, Path], threads: int, rounds: int) -> dict[Key, list[float]]:
+    """Run all files in turn and return the seconds of each: of the second of two runs in a row, with warm caches."""
+    image = np.random.default_rng(1).standard_normal((1, 3, SIZE, SIZE), np.float32)
+    runs = {key: load(key, path, threads) for key, path in tqdm(files.items(), desc='loading', leave=False)}
+    times: dict[Key, list[float]] = {key: [] for key in runs}
+    for i in tqdm(range(rounds + 2), desc=f'latency, threads {threads}', leave=False):
+        for key, run in runs.items():
+            run(image)
+            start = time.perf_counter()
+            run(image)
+            if i > 1:  # the first two warm up
+                times[key].append(time.perf_counter() - start)
+    return times
+
+
+def apart(cores: set[int], function: Callable, *args: Any) -> Any:
+    """Call a function in a process of its own on these cores."""
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # the process inherits it
+    try:
+        with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+            return pool.submit(function, *args).result()
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+def compare(
+        times: dict[Key, list[float]], peaks: dict[Key, float], files: dict[Key, Path], cores: str, threads: int,
+) -> list[dict]:
+    """Return a row per file, with its ratios to eager PyTorch, to mobilenetv2_100 and to fp32."""
+    medians = {key: statistics.median(samples) for key, samples in times.items()}
+    rows = []
+    for key, samples in times.items():
+        runtime, model, form = key
+        quartiles = zip(('quartile1', 'median', 'quartile3'), statistics.quantiles(samples, n=4), strict=True)
+        row = dict(runtime=runtime, model=model, form=form, cores=cores, threads=threads, batch=1, size=SIZE)
+        row |= dict(median='') | {name: round(value * 1e3, 4) for name, value in quartiles} | dict(samples=len(samples))
+        baselines = {
+            'over_eager': ('pytorch', model, 'eager'), 'over_mobilenetv2_100': (runtime, 'mobilenetv2_100', form),
+            'over_fp32': (runtime, model, 'fp32')}
+        for column, baseline in baselines.items():
+            row[column] = round(medians[key] / medians[baseline], 4) if baseline in medians else ''
+        suffixes = RUNTIMES[runtime].suffixes if runtime in RUNTIMES else ('.safetensors',)
+        stem = str(files[key]).removesuffix(suffixes[0])
+        size = sum(os.path.getsize(stem + suffix) for suffix in suffixes)
+        rows.append(row | dict(
+            file_mb=round(size / 1e6, 3), peak_mb=round(peaks[key], 1), reported_top1=REPORTED[model]))
+    return rows
+
+
+def measure(args: argparse.Namespace, instructions: list[str]) -> list[dict]:
+    """Convert, measure, and return the rows of the runtimes that were asked for."""
+    own = os.sched_getaffinity(0)
+    settings = {cores: {'one': {max(own)}, 'all': own}[cores] for cores in args.cores}
+    peaks: dict[str, dict[Key, float]] = {cores: {} for cores in settings}
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        has_bf16 = not {'avx512_bf16', 'amx_bf16'}.isdisjoint(instructions)
+        runtimes = [name for name in LIBRARIES if name in ('pytorch', *args.runtimes)]  # PyTorch is compared with
+        files = convert(runtimes, Path(work), has_bf16)
+        for cores, chosen in settings.items():
+            progress = tqdm(files.items(), desc=f'memory, threads {len(chosen)}', leave=False)
+            for key, path in progress:
+                try:
+                    peaks[cores][key] = apart(chosen, peak, key, path, len(chosen))
+                except Exception as error:  # of whatever kind a runtime raises, its end included
+                    progress.write(f'{", ".join(key)}, threads {len(chosen)}: does not run, {error!r:.200}')
+        os.environ.update(ALLOCATOR)
+        for cores, chosen in settings.items():
+            running = {key: path for key, path in files.items() if key in peaks[cores]}
+            times = apart(chosen, interleave, running, len(chosen), args.rounds)
+            rows += compare(times, peaks[cores], files, cores, len(chosen))
+    return [row for row in rows if row['runtime'] in args.runtimes]
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Plot the latency by runtime, and the reported top-1 against it."""
+    import matplotlib
+    matplotlib.use('agg')  # draws without a screen
+    import matplotlib.pyplot as plt
+
+    title = '{machine}, {instructions}, torch {torch}'.format(**rows[0])
+    panels = sorted({row['cores'] for row in rows}, reverse=True)
+    groups = sorted({(row['runtime'], row['form']) for row in rows}, key=lambda g: (list(LIBRARIES).index(g[0]), g[1]))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(6.5 * len(panels), 1.5 + 0.95 * len(groups)), squeeze=False, layout='constrained')
+    for axis, cores in zip(axes[0], panels, strict=True):
+        for i, model in enumerate(REPORTED):
+            found = [row for row in rows if (row['cores'], row['model']) == (cores, model)]
+            medians = [float(row['median']) for row in found]
+            errors = [[abs(float(row['median']) - float(row[q])) for row in found] for q in ('quartile1', 'quartile3')]
+            places = [groups.index((row['runtime'], row['form'])) + 0.13 * (i - 2.5) for row in found]
+            axis.barh(places, medians, 0.13, xerr=errors, color=f'C{i}', label=model)
+        axis.set_yticks(range(len(groups)), ['\n'.join(group) for group in groups])
+        axis.set(xlabel='ms, less is better', title=f'cores: {cores}, batch 1, {SIZE} px')
+        axis.invert_yaxis()
+    axes[0, 0].legend()
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+    single = [row for row in rows if row['cores'] == 'one' and row['form'] in ('eager', 'fp32')]
+    if not single:
+        return
+    names = [name for name in LIBRARIES if name in {row['runtime'] for row in single}]
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(3.6 * len(names), 4), squeeze=False, sharey=True, layout='constrained')
+    for axis, name in zip(axes[0], names, strict=True):
+        for row in [row for row in single if row['runtime'] == name]:
+            point = float(row['median']), float(row['reported_top1'])
+            axis.plot(*point, 'o', color=f'C{list(REPORTED).index(row["model"])}')
+            above = row['model'] != 'mobilenext_100'  # which lies next to its half identity
+            axis.annotate(row['model'], point, (0, 5 if above else -5), textcoords='offset points', fontsize=7,
+                          ha='center', va='bottom' if above else 'top')
+        axis.margins(0.35, 0.12)
+        axis.set(xlabel='ms on one core', title=f'{name}, {"eager" if name == "pytorch" else "fp32"}', xlim=(0, None))
+    axes[0, 0].set_ylabel('top-1 that authors and timm report, %, not measured here')
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path.with_stem(f'{path.stem}_top1'), dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measure, write the CSV and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--runtimes', nargs='+', choices=LIBRARIES, default=list(LIBRARIES)[:5],
+                        help='whose rows are measured (default: all but litert)')
+    parser.add_argument('--cores', nargs='+', choices=['one', 'all'], default=['one', 'all'], help='(default: both)')
+    parser.add_argument('--rounds', type=int, default=31, help='samples of each (default: %(default)s)')
+    parser.add_argument('--output', type=Path, default=Path(__file__).parent / 'results', help='folder of the results')
+    parser.add_argument('--plot-only', action='store_true', help='draw the plots from the CSV that is there')
+    args = parser.parse_args()
+
+    path = args.output / 'runtimes.csv'
+    rows = list(csv.DictReader(path.open(newline=''))) if path.exists() else []
+    if not args.plot_only:
+        machine, instructions = processor()
+        print(f'{machine}, {" ".join(instructions)}')
+        rows = [row for row in rows if row['runtime'] not in args.runtimes or row['cores'] not in args.cores]
+        rows += [row | dict(
+            instructions=' '.join(instructions), machine=machine, torch=torch.__version__, timm=timm.__version__,
+            runtime_version=importlib.metadata.version(LIBRARIES[row['runtime']][0]),
+        ) for row in measure(args, instructions)]
+        args.output.mkdir(parents=True, exist_ok=True)
+        with path.open('w', newline='') as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(rows)
+    draw(rows, path.with_suffix('.png'))
+    print(path)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,371 @@
+"""Files for mobile runtimes, by the command and its function: their graphs, answers, metadata, and bad input."""
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from networks import ARCHITECTURES, SHORT, SMALL
+from PIL import Image
+from torch.optim.swa_utils import update_bn
+
+from timm_mobilenext import export, runtimes
+from timm_mobilenext.export import Exported
+from timm_mobilenext.runtimes import RUNTIMES
+
+needs_exporter = pytest.mark.skipif(
+    importlib.util.find_spec('timmx') is None, reason="timmx is not installed, which the extra 'export' brings")
+INT8 = [runtime.name for runtime in RUNTIMES.values() if runtime.int8_modules is not None]
+DATA = dict(input_size=(1, 32, 32), mean=(0.3,), std=(0.4,), crop_pct=1.0)
+NETWORK = dict(in_chans=1, num_classes=10, **SHORT)
+
+
+def need(runtime: str, int8: bool = False) -> None:
+    """Skip what needs a runtime that is not installed."""
+    missing = RUNTIMES[runtime].missing(int8)
+    if missing:
+        pytest.skip(f"{', '.join(missing)} is not installed, which the extra {RUNTIMES[runtime].extra!r} brings")
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory) -> Path:
+    """A checkpoint as train.py writes it, of a short network that was trained on scikit-learn's digits."""
+    torch.manual_seed(0)
+    model = timm.create_model(SMALL, **NETWORK)
+    images = export.read_images(digits / 'train', DATA, 1437)
+    paths = sorted((digits / 'train').rglob('*.png'))
+    labels = torch.tensor([int(path.parent.name) for path in paths])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(6):
+        for chosen in torch.randperm(len(images)).split(64):
+            loss = torch.nn.functional.cross_entropy(model(torch.from_numpy(images)[chosen]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    args = argparse.Namespace(
+        model=SMALL, model_kwargs=SHORT, num_classes=10, in_chans=1, img_size=32, mean=[0.3], std=[0.4], crop_pct=1.0)
+    path = tmp_path_factory.mktemp('trained') / 'model_best.pth.tar'
+    torch.save(dict(state_dict=model.state_dict(), args=args, arch=SMALL, epoch=5), path)
+    return path
+
+
+@pytest.fixture
+def untrained(tmp_path) -> Path:
+    """A folder with a network whose weights nobody trained, with 3 channels."""
+    folder = tmp_path / 'untrained'
+    torch.manual_seed(0)
+    model = timm.create_model(SMALL, num_classes=10, **SHORT)
+    update_bn([torch.randn(8, 3, 32, 32)], model)
+    model.pretrained_cfg['input_size'] = (3, 32, 32)
+    timm.models.save_for_hf(model, folder, safe_serialization=True, model_args=SHORT)
+    return folder
+
+
+def command(*args: object, **kwargs) -> subprocess.CompletedProcess:
+    """Run `python -m timm_mobilenext export`."""
+    return subprocess.run(
+        [sys.executable, '-m', 'timm_mobilenext', 'export', *map(str, args)], capture_output=True, text=True,
+        timeout=300, **kwargs)
+
+
+def graph(path: Path) -> dict[str, int]:
+    """Return how many there are of each operator in a file."""
+    if path.suffix == '.onnx':
+        import onnx
+        kinds = [node.op_type for node in onnx.load(path).graph.node]
+    elif path.suffix == '.xml':
+        import openvino
+        kinds = [op.get_type_name() for op in openvino.Core().read_model(path).get_ops()]
+    else:
+        from executorch.exir._serialize._program import deserialize_pte_binary
+        plan, = deserialize_pte_binary(path.read_bytes()).program.execution_plan
+        calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
+        kinds = [plan.delegates[call.delegate_index].id if type(call).__name__ == 'DelegateCall' else
+                 plan.operators[call.op_index].name for call in calls]
+    return {kind: n for kind, n in sorted(Counter(kinds).items()) if kind not in ('Constant', 'Parameter', 'Result')}
+
+
+PLAIN = dict(Add=12, Clip=36, Conv=74, Gemm=1, ReduceMean=1, Reshape=1)
+HALF = PLAIN | dict(Concat=12, Slice=36)  # the shortcut takes two slices of x and one of the identity, and joins them
+GRAPHS = {
+    'mobilenext_035': PLAIN, 'mobilenext_050': PLAIN, 'mobilenext_075': PLAIN, 'mobilenext_100': PLAIN,
+    'mobilenext_140': PLAIN, 'mobilenext_100_id050': HALF, 'mobilenext_100_id033': HALF, 'mobilenext_100_id025': HALF,
+    'mobilenext_s': dict(Add=12, Conv=111, Gemm=1, Mul=74, ReduceMean=21, Reshape=1, Sigmoid=74),
+    'mobilenext_l': dict(Add=19, Conv=159, Gemm=1, Mul=106, ReduceMean=29, Reshape=1, Sigmoid=106),
+    'mobilenext_l_ghost': dict(
+        Add=19, Concat=21, Conv=159, Gemm=1, Mul=106, ReduceMean=29, Reshape=1, Sigmoid=106, Slice=42),
+}
+
+
+@needs_exporter
+@pytest.mark.parametrize('runtime', ['onnx', 'openvino', 'executorch'])
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_graph(name, runtime, tmp_path):
+    """Every batch norm is folded, nothing is written, scattered or transposed, and XNNPACK takes all in one piece."""
+    need(runtime)
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10)
+    update_bn([torch.randn(4, 3, 64, 64)], model)
+    folder = tmp_path / 'model'
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    path = tmp_path / f'model{RUNTIMES[runtime].suffixes[0]}'
+    RUNTIMES[runtime].convert(folder, path, (3, 64, 64))
+    found = graph(path)
+    if runtime == 'onnx':
+        assert found == GRAPHS[name]
+    elif runtime == 'openvino':
+        assert found.get('Convolution', 0) + found.get('GroupConvolution', 0) == GRAPHS[name]['Conv']
+        activations = found.get('Clamp', 0) + found.get('Swish', 0) + found.get('Sigmoid', 0)
+        assert activations == GRAPHS[name].get('Clip', 0) + GRAPHS[name].get('Sigmoid', 0)
+        assert found.keys() <= {
+            'Add', 'Clamp', 'Concat', 'Convolution', 'GroupConvolution', 'MatMul', 'Multiply', 'Pad', 'ReduceMean',
+            'Reshape', 'Sigmoid', 'Slice', 'Swish'}
+    else:
+        assert found == {'XnnpackBackend': 1}
+    _, difference = export.check(
+        model.eval(), runtimes.load(path), torch.randn(2, 3, 64, 64).numpy())
+    assert difference < 1e-4
+
+
+@needs_exporter
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_export(runtime, trained, digits, tmp_path):
+    """A checkpoint of train.py becomes every file of a format, which answer as it does and say what they are."""
+    need(runtime, int8=True)
+    engine = RUNTIMES[runtime]
+    (tmp_path / 'names.txt').write_text('zero one two three four five six seven eight nine'.replace(' ', '\n'))
+    options = [f'--weights={precision}' for precision in engine.weights] + ['--int8'] * (runtime in INT8)
+    result = command(
+        trained, '--model', SMALL, '--format', runtime, '--output', 'files', '--calibration', digits / 'train',
+        '--check', digits / 'validation', '--num-images', 360, '--label-names', 'names.txt', *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    about = json.loads((tmp_path / 'files' / 'model.json').read_text())
+    written = {file['precision']: file for file in about['files']}
+    assert set(written) == {
+        engine.precision, *(f'weights_{p}' for p in list(engine.weights)[-1:]), *(['int8'] if runtime in INT8 else [])}
+    assert about['architecture'] == SMALL
+    assert about['label_names'][7] == 'seven'
+    assert (about['input_size'], about['mean'], about['input']) == ([1, 32, 32], [0.3], 'L')
+    lines = result.stdout.splitlines()
+    assert [line.split(': ')[0] for line in lines] == [f'files/{file["path"]}' for file in about['files']]
+    if runtime == 'coreml' and sys.platform != 'darwin':
+        assert all(line.endswith('not checked: Core ML runs on macOS and iOS alone') for line in lines)
+        return
+    assert written['fp32']['largest_difference'] < 1e-4
+    assert all(file['images'] == 360 and file['top1_agreement'] > 0.97 for file in about['files'])
+    if 'int8' in written and runtime != 'openvino':  # OpenVINO's graph, in XML, outweighs such a small network
+        assert written['int8']['bytes'] < 0.5 * written['fp32']['bytes']
+
+
+@pytest.fixture(scope='module')
+def calibrated_files(trained, digits, tmp_path_factory) -> tuple[Path, list[Exported]]:
+    """The files of ONNX and OpenVINO."""
+    need('onnx', int8=True)
+    need('openvino', int8=True)
+    folder = tmp_path_factory.mktemp('files') / 'files'
+    return folder, export.export(
+        trained, ['onnx', 'openvino'], folder, model=SMALL, int8=True, weights=['int8', 'fp16'],
+        calibration=digits / 'validation')
+
+
+@needs_exporter
+def test_metadata(calibrated_files):
+    """ONNX and OpenVINO files say in themselves how images are prepared and what the classes are."""
+    import onnx
+    import openvino
+
+    folder, exported = calibrated_files
+    for row in exported:
+        if row.format == 'onnx':
+            said = {entry.key: entry.value for entry in onnx.load(row.path).metadata_props}
+        else:
+            model = openvino.Core().read_model(row.path)
+            said = {key: model.get_rt_info(['model_info', key]).astype(str) for key in ('architecture', 'mean', 'std')}
+        assert said['architecture'] == SMALL
+        assert json.loads(said['mean']) == [0.3]
+        assert json.loads(said['std']) == [0.4]
+    assert {path.name for path in folder.iterdir()} >= {row.path.name for row in exported} | {'model.json', 'model.bin'}
+
+
+@needs_exporter
+def test_int8_is_int8(calibrated_files):
+    """int8 files compute in int8, per channel; those whose weights alone are int8 compute in fp32."""
+    folder, _ = calibrated_files
+    import onnx
+
+    quantized = graph(folder / 'model.int8.onnx')
+    assert quantized['QuantizeLinear'] > 20
+    weights = onnx.load(folder / 'model.int8.onnx').graph.initializer
+    assert any(t.name.endswith('_scale') and list(t.dims) == [10] for t in weights)  # one for each class
+    assert graph(folder / 'model.int8.xml')['FakeQuantize'] > 20
+    stored = graph(folder / 'model.weights_int8.onnx')
+    assert stored['DequantizeLinear'] == stored['Conv'] + stored['Gemm']
+    assert 'QuantizeLinear' not in stored
+
+
+@needs_exporter
+def test_sources(untrained, tmp_path, server, client):
+    """A folder, a repository on the Hub and a model name give the same file; arguments of the model are taken."""
+    need('torchscript')
+    x = torch.randn(1, 3, 32, 32).numpy()
+    expected = timm.create_model(f'local-dir:{untrained}', pretrained=True).eval()(torch.from_numpy(x)).detach().numpy()
+    (server.hub / 'me').mkdir(parents=True, exist_ok=True)
+    (server.hub / 'me' / 'mine').symlink_to(untrained)
+    client.run(f"__import__('timm_mobilenext.export').export.main(['hf-hub:me/mine', '--format', 'torchscript', "
+               f"'--output', '{tmp_path / 'repository'}'])")
+    for source, folder in ((untrained, 'folder'), (f'local-dir:{untrained}', 'named')):
+        export.export(source, ['torchscript'], tmp_path / folder)
+    for folder in ('repository', 'folder', 'named'):
+        np.testing.assert_allclose(
+            runtimes.load(tmp_path / folder / 'model.pt')(x), expected, atol=1e-4 * expected.std())
+    row, = export.export(untrained, ['torchscript'], tmp_path / 'wide', model_kwargs=dict(num_classes=3))
+    assert runtimes.load(row.path)(x).shape == (1, 3)
+    assert row.check().endswith('on noise')
+
+
+def test_check():
+    """The check counts classes that agree and takes the largest difference of a logit over their deviation."""
+    model = torch.nn.Flatten()
+    images = np.eye(4, dtype=np.float32)[:, None, None]
+    assert export.check(model, lambda image: image.reshape(1, -1), images) == (1, 0)
+    agreement, difference = export.check(model, lambda image: image.reshape(1, -1)[:, ::-1], images[:3])
+    assert agreement == 0
+    assert difference == pytest.approx(1 / images[:3].std())
+
+
+@needs_exporter
+def test_a_file_that_answers_otherwise_is_not_left_behind(untrained, tmp_path, digits, monkeypatch):
+    """A file beyond its tolerance is an error and leaves nothing; --keep keeps it, and says so."""
+    monkeypatch.setitem(export.TOLERANCES, 'fp32', 1e-12)
+    args = [str(untrained), '--format', 'torch-export', '--output', str(tmp_path / 'files')]
+    with pytest.raises(SystemExit, match=r'model.pt2: the logits differ by .* expected at most 1e-12. Look at it with'):
+        export.main(args)
+    assert os.listdir(tmp_path) == ['untrained']
+    export.main([*args, '--keep'])
+    about = json.loads((tmp_path / 'files' / 'model.json').read_text())
+    assert about['files'][0]['note'].startswith('the logits differ by')
+
+
+@needs_exporter
+def test_publish_adds_files(trained, digits, tmp_path, server, client):
+    """`publish --formats` pushes the files that are asked for, and the code of the card runs them."""
+    need('onnx', int8=True)
+    args = [SMALL, str(trained), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push', '--formats',
+            'onnx', '--weights', 'int8', 'fp16', '--int8', '--calibration', str(digits / 'validation')]
+    client.run(f"__import__('timm_mobilenext.publish').publish.main({args})")
+    files = {path.name: path.stat().st_size for path in (server.hub / 'me' / 'mine').iterdir()}
+    assert {'model.onnx', 'model.int8.onnx', 'model.weights_int8.onnx', 'model.weights_fp16.onnx', 'model.json'} <= set(
+        files)
+    assert files['model.weights_int8.onnx'] < 0.4 * files['model.onnx']
+    text = (server.hub / 'me' / 'mine' / 'README.md').read_text()
+    block = text.split('### Files for mobile runtimes')[1].split('```python\n')[1].split('```')[0]
+    assert client.run(block + '\nprint(logits.shape)') == '(1, 10)'
+
+
+# -- bad input: a line each, and nothing left behind
+
+def fails(args: list[object], tmp_path: Path) -> str:
+    """Run the command, which has to end with an error and leave nothing, and return what it says."""
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(SystemExit) as error:
+        export.main([*map(str, args), '--output', str(tmp_path / 'out')])
+    assert sorted(tmp_path.rglob('*')) == before
+    assert str(error.value).startswith('error: ')
+    return str(error.value)
+
+
+def test_unknown_format(tmp_path, untrained):
+    """An unknown format is named, with those that there are."""
+    assert fails([untrained, '--format', 'tflite'], tmp_path) == (
+        f'error: There is no format tflite: expected some of {", ".join(RUNTIMES)}.')
+
+
+@pytest.mark.parametrize(('runtime', 'module'), [
+    ('onnx', 'onnxruntime'), ('openvino', 'nncf'), ('litert', 'litert_torch')])
+def test_missing_runtime(runtime, module, tmp_path, untrained, monkeypatch):
+    """A runtime that is not installed is named with the extra that brings it, before anything is converted."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == module else find_spec('os'))
+    said = fails([untrained, '--format', runtime, '--int8', '--calibration', tmp_path], tmp_path)
+    assert said == (f'error: {runtime} needs {module}, which is not installed: pip install '
+                    f"'timm-mobilenext[{RUNTIMES[runtime].extra}]'.")
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['--format', 'torchscript', '--int8', '--calibration', '.'],
+     f'None of torchscript has an int8 form: expected one of {", ".join(INT8)}.'),
+    (['--format', 'torchscript', '--weights', 'int8'],
+     'None of torchscript stores weights in int8: expected one of onnx, coreml.'),
+    (['--format', 'torchscript', '--img-size', '0'], 'Images of 0 px: expected 1 or more, 224 for most models.'),
+    (['--format', 'torchscript', '--mean', '1', '2'], 'mean must have one value or 3 values, got 2.'),
+    (['--format', 'torchscript', '--check', 'nowhere'], 'There is no folder nowhere: expected one of images.'),
+    (['--format', 'torchscript', '--model', SMALL], 'is no file.'),
+])
+@needs_exporter
+def test_bad_options(args, message, untrained, tmp_path):
+    """Options that do not fit are an error."""
+    assert message in fails([untrained, *args], tmp_path)
+
+
+@needs_exporter
+def test_bad_sources(untrained, trained, tmp_path):
+    """A name, a folder or a checkpoint that is none is an error, and so is one of another architecture."""
+    (tmp_path / 'empty').mkdir()
+    for source, message in (
+            ('mobilenext_999', "'mobilenext_999' is no model name, folder or file: expected one of mobilenext_035, "),
+            (tmp_path / 'empty', 'empty is no converted folder: there is no config.json in it.'),
+            (SMALL, 'No pretrained weights exist for mobilenext_035'),
+            (trained, 'is a checkpoint: of which architecture? Name it with --model.')):
+        assert message in fails([source, '--format', 'torchscript'], tmp_path)
+    assert 'holds mobilenext_035, which mobilenext_100 may load' in fails(
+        [trained, '--model', 'mobilenext_100', '--format', 'torchscript'], tmp_path)
+
+
+@needs_exporter
+def test_bad_images(untrained, tmp_path):
+    """A folder without images, and an image that cannot be read, are an error before anything is converted."""
+    images = tmp_path / 'images'
+    images.mkdir()
+    args = [untrained, '--format', 'torchscript', '--check', images]
+    (images / 'notes.txt').write_text('no image')
+    assert f'There are no images in {images}: expected files that end in' in fails(args, tmp_path)
+    Image.new('RGB', (40, 40)).save(images / 'a.png')
+    (images / 'b.jpg').write_text('no image either')
+    assert f'{images / "b.jpg"} cannot be read (' in fails(args, tmp_path)
+
+
+@needs_exporter
+def test_bad_output(untrained, tmp_path):
+    """An output that exists, or cannot be made, is an error."""
+    (tmp_path / 'out').mkdir()
+    assert f'{tmp_path / "out"} exists: expected a new folder.' in fails([untrained, '--format', 'onnx'], tmp_path)
+    (tmp_path / 'out').rmdir()
+    (tmp_path / 'file').touch()
+    with pytest.raises(SystemExit, match=r'^error: .*file'):
+        export.main([str(untrained), '--format', 'onnx', '--output', str(tmp_path / 'file' / 'out')])
+
+
+@needs_exporter
+def test_ctrl_c(untrained, tmp_path):
+    """Ctrl-C in the middle of a conversion is a line, and leaves nothing."""
+    need('executorch')
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'timm_mobilenext', 'export', untrained, '--format', 'executorch', '--output', 'out'],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob('.timm-mobilenext-*')):
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert stderr.splitlines()[-1].endswith('error: interrupted')
+    assert os.listdir(tmp_path) == ['untrained']
