@@ -1,4 +1,5 @@
 """Fixtures of all tests. No test reaches outside the machine."""
+import argparse
 import contextlib
 import dataclasses
 import gc
@@ -22,8 +23,10 @@ import pytest
 import timm
 import torch
 from loopback import Loopback
+from networks import SHORT
 from PIL import Image
 from sklearn.datasets import load_digits
+from timm.data import ImageDataset, create_transform
 from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext
@@ -181,6 +184,29 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 15.9375).astype('uint8')).save(folder / f'{i}.png')  # 0..16 -> 0..255
     return root
+
+
+@pytest.fixture(scope='session')
+def trained(digits, tmp_path_factory) -> Path:
+    """A checkpoint as train.py writes it, of a short and narrow mobilenext_100 that was trained on these digits."""
+    torch.manual_seed(0)
+    kwargs = dict(width_mult=0.35, **SHORT)
+    model = timm.create_model('mobilenext_100', in_chans=1, num_classes=10, **kwargs)
+    data = ImageDataset(digits / 'train', input_img_mode='L', transform=create_transform(
+        (1, 32, 32), mean=(0.3,), std=(0.4,), crop_pct=1.))
+    images, labels = (torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*data, strict=True))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(6):
+        for chosen in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+            optimizer.step()
+    args = argparse.Namespace(
+        model='mobilenext_100', model_kwargs=kwargs, num_classes=10, in_chans=1, img_size=32, mean=[0.3], std=[0.4],
+        crop_pct=1.)
+    path = tmp_path_factory.mktemp('trained') / 'model_best.pth.tar'
+    torch.save(dict(state_dict=model.state_dict(), args=args, arch='mobilenext_100', epoch=5), path)
+    return path
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,9 @@
-"""The networks that the tests are about, by name, and one that is short."""
+"""The networks that the tests are about, by name, one that is short, and the runtimes that files of them need."""
+import pytest
 import timm
 
 import timm_mobilenext  # noqa: F401 - registers the models
+from timm_mobilenext.runtimes import RUNTIMES
 
 ARCHITECTURES = timm.list_models(module='mobilenext')
 SMALL = 'mobilenext_035'
@@ -12,3 +14,10 @@ OFFICIAL_NAME = {name: 'mnext' + name.removeprefix('mobilenext').split('_id')[0]
 # Arguments for five blocks of all kinds, for what is slow by the block, as compilers are: with both depthwise convs,
 # both and a shortcut, the one that strides, none.
 SHORT = dict(stages=((2, 96, 1, 2, 3), (6, 144, 1, 1, 3), (6, 192, 1, 2, 3), (6, 288, 2, 1, 5)), depth_mult=1.)
+
+
+def need(runtime: str, int8: bool = False) -> None:
+    """Skip a test of a runtime that is not installed."""
+    missing = RUNTIMES[runtime].missing(int8)
+    if missing:
+        pytest.skip(f"{', '.join(missing)} is not installed, which the extra {RUNTIMES[runtime].extra!r} brings")

@@ -1,5 +1,4 @@
 """Files for mobile runtimes, by the command and its function: their graphs, answers, metadata, and bad input."""
-import argparse
 import importlib.util
 import json
 import os
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from networks import ARCHITECTURES, SHORT, SMALL
+from networks import ARCHITECTURES, SHORT, SMALL, need
 from PIL import Image
 from torch.optim.swa_utils import update_bn
 
@@ -25,37 +24,6 @@ from timm_mobilenext.runtimes import RUNTIMES
 needs_exporter = pytest.mark.skipif(
     importlib.util.find_spec('timmx') is None, reason="timmx is not installed, which the extra 'export' brings")
 INT8 = [runtime.name for runtime in RUNTIMES.values() if runtime.int8_modules is not None]
-DATA = dict(input_size=(1, 32, 32), mean=(0.3,), std=(0.4,), crop_pct=1.0)
-NETWORK = dict(in_chans=1, num_classes=10, **SHORT)
-
-
-def need(runtime: str, int8: bool = False) -> None:
-    """Skip what needs a runtime that is not installed."""
-    missing = RUNTIMES[runtime].missing(int8)
-    if missing:
-        pytest.skip(f"{', '.join(missing)} is not installed, which the extra {RUNTIMES[runtime].extra!r} brings")
-
-
-@pytest.fixture(scope='module')
-def trained(digits, tmp_path_factory) -> Path:
-    """A checkpoint as train.py writes it, of a short network that was trained on scikit-learn's digits."""
-    torch.manual_seed(0)
-    model = timm.create_model(SMALL, **NETWORK)
-    images = export.read_images(digits / 'train', DATA, 1437)
-    paths = sorted((digits / 'train').rglob('*.png'))
-    labels = torch.tensor([int(path.parent.name) for path in paths])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for _ in range(6):
-        for chosen in torch.randperm(len(images)).split(64):
-            loss = torch.nn.functional.cross_entropy(model(torch.from_numpy(images)[chosen]), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    args = argparse.Namespace(
-        model=SMALL, model_kwargs=SHORT, num_classes=10, in_chans=1, img_size=32, mean=[0.3], std=[0.4], crop_pct=1.0)
-    path = tmp_path_factory.mktemp('trained') / 'model_best.pth.tar'
-    torch.save(dict(state_dict=model.state_dict(), args=args, arch=SMALL, epoch=5), path)
-    return path
 
 
 @pytest.fixture
@@ -145,14 +113,15 @@ def test_export(runtime, trained, digits, tmp_path):
     (tmp_path / 'names.txt').write_text('zero one two three four five six seven eight nine'.replace(' ', '\n'))
     options = [f'--weights={precision}' for precision in engine.weights] + ['--int8'] * (runtime in INT8)
     result = command(
-        trained, '--model', SMALL, '--format', runtime, '--output', 'files', '--calibration', digits / 'train',
-        '--check', digits / 'validation', '--num-images', 360, '--label-names', 'names.txt', *options, cwd=tmp_path)
+        trained, '--model', 'mobilenext_100', '--format', runtime, '--output', 'files', '--num-images', 360,
+        '--calibration', digits / 'train', '--check', digits / 'validation', '--label-names', 'names.txt', *options,
+        cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     about = json.loads((tmp_path / 'files' / 'model.json').read_text())
     written = {file['precision']: file for file in about['files']}
     assert set(written) == {
         engine.precision, *(f'weights_{p}' for p in list(engine.weights)[-1:]), *(['int8'] if runtime in INT8 else [])}
-    assert about['architecture'] == SMALL
+    assert about['architecture'] == 'mobilenext_100'
     assert about['label_names'][7] == 'seven'
     assert (about['input_size'], about['mean'], about['input']) == ([1, 32, 32], [0.3], 'L')
     lines = result.stdout.splitlines()
@@ -173,7 +142,7 @@ def calibrated_files(trained, digits, tmp_path_factory) -> tuple[Path, list[Expo
     need('openvino', int8=True)
     folder = tmp_path_factory.mktemp('files') / 'files'
     return folder, export.export(
-        trained, ['onnx', 'openvino'], folder, model=SMALL, int8=True, weights=['int8', 'fp16'],
+        trained, ['onnx', 'openvino'], folder, model='mobilenext_100', int8=True, weights=['int8', 'fp16'],
         calibration=digits / 'validation')
 
 
@@ -190,7 +159,7 @@ def test_metadata(calibrated_files):
         else:
             model = openvino.Core().read_model(row.path)
             said = {key: model.get_rt_info(['model_info', key]).astype(str) for key in ('architecture', 'mean', 'std')}
-        assert said['architecture'] == SMALL
+        assert said['architecture'] == 'mobilenext_100'
         assert json.loads(said['mean']) == [0.3]
         assert json.loads(said['std']) == [0.4]
     assert {path.name for path in folder.iterdir()} >= {row.path.name for row in exported} | {'model.json', 'model.bin'}
@@ -259,8 +228,8 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(untrained, tmp_path, d
 def test_publish_adds_files(trained, digits, tmp_path, server, client):
     """`publish --formats` pushes the files that are asked for, and the code of the card runs them."""
     need('onnx', int8=True)
-    args = [SMALL, str(trained), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push', '--formats',
-            'onnx', '--weights', 'int8', 'fp16', '--int8', '--calibration', str(digits / 'validation')]
+    args = ['mobilenext_100', str(trained), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push',
+            '--formats', 'onnx', '--weights', 'int8', 'fp16', '--int8', '--calibration', str(digits / 'validation')]
     client.run(f"__import__('timm_mobilenext.publish').publish.main({args})")
     files = {path.name: path.stat().st_size for path in (server.hub / 'me' / 'mine').iterdir()}
     assert {'model.onnx', 'model.int8.onnx', 'model.weights_int8.onnx', 'model.weights_fp16.onnx', 'model.json'} <= set(
@@ -326,8 +295,8 @@ def test_bad_sources(untrained, trained, tmp_path):
             (SMALL, 'No pretrained weights exist for mobilenext_035'),
             (trained, 'is a checkpoint: of which architecture? Name it with --model.')):
         assert message in fails([source, '--format', 'torchscript'], tmp_path)
-    assert 'holds mobilenext_035, which mobilenext_100 may load' in fails(
-        [trained, '--model', 'mobilenext_100', '--format', 'torchscript'], tmp_path)
+    assert 'holds mobilenext_100, which mobilenext_035 may load' in fails(
+        [trained, '--model', SMALL, '--format', 'torchscript'], tmp_path)
 
 
 @needs_exporter

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from pages import DOCS, commands
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / 'docs' / 'training.md').read_text()
+TEXT = (DOCS / 'training.md').read_text()
 SCRIPTS = 'pytorch-image-models'
 # what makes the commands short enough for a test, behind the options that they have
 SHORT = {
@@ -30,13 +31,8 @@ NEEDS = {
     'inference.py': ['pandas'], 'onnx_export.py': ['onnx', 'onnxruntime'], 'wds/': ['webdataset']}
 
 
-def commands() -> list[str]:
-    """Return the commands without a mark, but for those of autoload, which test_autoload.py runs."""
-    found = []
-    for block in re.findall(r'```sh\n(.*?)```', TEXT, re.DOTALL):
-        if not block.startswith('# needs '):
-            found += block.replace('\\\n', ' ').strip().splitlines()
-    return [command for command in found if ' autoload ' not in command]
+# those of autoload are run by test_autoload.py
+COMMANDS = [command for command in commands(TEXT) if ' autoload ' not in command]
 
 
 @pytest.fixture(scope='module')
@@ -65,10 +61,10 @@ def folder(digits, tmp_path_factory) -> Path:
 def test_marks():
     """What a command needs that no test has is the network or GPUs, and no page names another mark."""
     assert set(re.findall(r'# needs (.*)', TEXT)) == {'the network', 'GPUs', 'the network and GPUs'}
-    assert len(commands()) > 10
+    assert len(COMMANDS) > 10
 
 
-@pytest.mark.parametrize('command', commands(), ids=lambda text: ' '.join(re.findall(r'\w+\.py', text)))
+@pytest.mark.parametrize('command', COMMANDS, ids=lambda text: ' '.join(re.findall(r'\w+\.py', text)))
 def test_command(command, folder, request):
     """The command runs, shortened."""
     words = shlex.split(command, comments=True)

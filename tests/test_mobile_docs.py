@@ -1,0 +1,88 @@
+"""docs/mobile.md: its commands run, and its Python loads and runs the files that they make."""
+import contextlib
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import need
+from pages import DOCS, commands
+from PIL import Image
+
+from timm_mobilenext import runtimes
+
+TEXT = (DOCS / 'mobile.md').read_text()
+PREPARE, _, DEVICES = TEXT.partition('## Prepare an image')[2].partition('## Load and run')
+SECTIONS = dict(re.findall(r'^### (.*?)\n(.*?)(?=^##)', DEVICES, re.MULTILINE | re.DOTALL))
+# section -> the runtimes that it is about, and the file that its Python runs
+RUNS = {
+    'ONNX Runtime': (['onnx'], 'files/model.int8.onnx'),
+    'OpenVINO': (['openvino'], 'files/model.xml'),
+    'ExecuTorch': (['executorch'], 'files/model.pte'),
+    'LiteRT': (['litert'], 'tflite/model.tflite'),
+    'ncnn': (['ncnn'], 'ncnn/model.ncnn.param'),
+    'PyTorch': (['torch-export', 'torchscript'], 'torch/model.pt2'),
+}
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec('timmx') is None, reason="timmx is not installed, which the extra 'export' brings")
+
+
+@pytest.fixture(scope='module')
+def folder(trained, digits, tmp_path_factory) -> Path:
+    """A folder as the page has it: a checkpoint, images, one image."""
+    folder = tmp_path_factory.mktemp('mobile')
+    (folder / 'model_best.pth.tar').symlink_to(trained)
+    (folder / 'images').symlink_to(digits / 'validation')
+    with Image.open(next((digits / 'validation' / '3').iterdir())) as image:
+        image.save(folder / 'image.jpg')
+    return folder
+
+
+def run(command: str, folder: Path) -> None:
+    """Run a command of the page in a folder."""
+    words = shlex.split(command)
+    if '--output' in words and (folder / words[words.index('--output') + 1]).exists():
+        return  # another test has run it
+    for runtime in set(words) & runtimes.RUNTIMES.keys():
+        need(runtime, int8='--int8' in words)
+    subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True, timeout=600)
+
+
+@pytest.mark.parametrize('command', [
+    pytest.param(command, id=shlex.split(command)[-1]) for command in commands(TEXT)])
+def test_command(command, folder):
+    """The command runs."""
+    run(command, folder)
+
+
+def test_sections():
+    """What runs in Python here is run, and what runs elsewhere says that nobody has run it."""
+    assert {title for title, text in SECTIONS.items() if '```python' in text} == RUNS.keys()
+    for language in ('kotlin', 'swift', 'cpp'):
+        assert len(re.findall(f'not run:\n\n```{language}', TEXT)) == TEXT.count(f'```{language}') > 0
+
+
+@pytest.mark.parametrize('section', RUNS)
+def test_code(section, folder):
+    """The Python of a section gives the answer of the file as `runtimes.load` runs it."""
+    names, file = RUNS[section]
+    for name in names:
+        need(name)
+    for command in commands(SECTIONS[section], marked=True) or commands(TEXT)[:1]:
+        run(command, folder)
+    code = ''.join(re.findall(r'```python\n(.*?)```', PREPARE + SECTIONS[section], re.DOTALL))
+    namespace: dict = {}
+    with contextlib.chdir(folder):
+        if not Path('files').exists():
+            os.symlink(Path(file).parent, 'files')
+        exec(code, namespace)
+        expected = runtimes.load(file, threads=1)(namespace['image']).flatten()
+    logits = namespace['logits']
+    logits = np.asarray(logits.detach() if hasattr(logits, 'detach') else logits).flatten()
+    np.testing.assert_allclose(logits, expected, atol=1e-2 * expected.std())  # ncnn computes in less than fp32
+    assert logits.argmax() == 3
