@@ -12,7 +12,8 @@ One core is a process that is pinned to it before any runtime is there, as some 
 they are told; ExecuTorch's pool, which does so even when pinned, is made anew with the threads it may have. Everything
 runs in turn in one process for each number of cores, and the allocator keeps its memory there as in run.py. Memory is
 that of a process for each file, which loads it and runs it three times, beyond a process with the imports alone. For
-`all` the cores have to be idle: PyTorch and ncnn spin while they wait for a thread that has no core.
+`all` the cores have to be idle, or PyTorch and ncnn spin for seconds, waiting for a thread that has no core; with
+OMP_WAIT_POLICY=passive they sleep instead, which costs them a little where the cores are idle.
 """
 import argparse
 import csv
@@ -53,9 +54,7 @@ LIBRARIES = {  # runtime -> its distribution, and the module that runs files
     'litert': ('ai-edge-litert', 'ai_edge_litert.interpreter'),
 }
 # ImageNet-1k at 224 px in %: the authors' claims, and results/results-imagenet.csv of timm's repository
-REPORTED = {
-    'mobilenext_100': CLAIMS['mobilenext_100'].top1,
-    'mobilenext_100_id050': CLAIMS['mobilenext_100_id050'].top1,
+REPORTED = {name: CLAIMS[name].top1 for name in ('mobilenext_100', 'mobilenext_100_id050')} | {
     'mobilenetv2_100': '72.910',  # mobilenetv2_100.ra_in1k
     'mobilenetv3_large_100': '75.784',  # mobilenetv3_large_100.ra_in1k
     'efficientnet_lite0': '75.488',  # efficientnet_lite0.ra_in1k
@@ -175,16 +174,18 @@ def apart(cores: set[int], function: Callable, *args: Any) -> Any:
 
 
 def compare(
-        times: dict[Key, list[float]], peaks: dict[Key, float], files: dict[Key, Path], cores: str, threads: int,
+        times: dict[Key, list[float]], peaks: dict[tuple[str, Key], float], files: dict[Key, Path], cores: str,
+        threads: int,
 ) -> list[dict]:
     """Return a row per file, with its ratios to eager PyTorch, to mobilenetv2_100 and to fp32."""
     medians = {key: statistics.median(samples) for key, samples in times.items()}
     rows = []
     for key, samples in times.items():
         runtime, model, form = key
-        quartiles = zip(('quartile1', 'median', 'quartile3'), statistics.quantiles(samples, n=4), strict=True)
-        row = dict(runtime=runtime, model=model, form=form, cores=cores, threads=threads, batch=1, size=SIZE)
-        row |= dict(median='') | {name: round(value * 1e3, 4) for name, value in quartiles} | dict(samples=len(samples))
+        low, median, high = (round(value * 1e3, 4) for value in statistics.quantiles(samples, n=4))
+        row = dict(
+            runtime=runtime, model=model, form=form, cores=cores, threads=threads, batch=1, size=SIZE, median=median,
+            quartile1=low, quartile3=high, samples=len(samples))
         baselines = {
             'over_eager': ('pytorch', model, 'eager'), 'over_mobilenetv2_100': (runtime, 'mobilenetv2_100', form),
             'over_fp32': (runtime, model, 'fp32')}
@@ -194,7 +195,7 @@ def compare(
         stem = str(files[key]).removesuffix(suffixes[0])
         size = sum(os.path.getsize(stem + suffix) for suffix in suffixes)
         rows.append(row | dict(
-            file_mb=round(size / 1e6, 3), peak_mb=round(peaks[key], 1), reported_top1=REPORTED[model]))
+            file_mb=round(size / 1e6, 3), peak_mb=round(peaks[cores, key], 1), reported_top1=REPORTED[model]))
     return rows
 
 
@@ -202,7 +203,7 @@ def measure(args: argparse.Namespace, instructions: list[str]) -> list[dict]:
     """Convert, measure, and return the rows of the runtimes that were asked for."""
     own = os.sched_getaffinity(0)
     settings = {cores: {'one': {max(own)}, 'all': own}[cores] for cores in args.cores}
-    peaks: dict[str, dict[Key, float]] = {cores: {} for cores in settings}
+    peaks: dict[tuple[str, Key], float] = {}
     rows = []
     with tempfile.TemporaryDirectory() as work:
         has_bf16 = not {'avx512_bf16', 'amx_bf16'}.isdisjoint(instructions)
@@ -212,14 +213,14 @@ def measure(args: argparse.Namespace, instructions: list[str]) -> list[dict]:
             progress = tqdm(files.items(), desc=f'memory, threads {len(chosen)}', leave=False)
             for key, path in progress:
                 try:
-                    peaks[cores][key] = apart(chosen, peak, key, path, len(chosen))
+                    peaks[cores, key] = apart(chosen, peak, key, path, len(chosen))
                 except Exception as error:  # of whatever kind a runtime raises, its end included
                     progress.write(f'{", ".join(key)}, threads {len(chosen)}: does not run, {error!r:.200}')
         os.environ.update(ALLOCATOR)
         for cores, chosen in settings.items():
-            running = {key: path for key, path in files.items() if key in peaks[cores]}
+            running = {key: path for key, path in files.items() if (cores, key) in peaks}
             times = apart(chosen, interleave, running, len(chosen), args.rounds)
-            rows += compare(times, peaks[cores], files, cores, len(chosen))
+            rows += compare(times, peaks, files, cores, len(chosen))
     return [row for row in rows if row['runtime'] in args.runtimes]
 
 
@@ -244,7 +245,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set_yticks(range(len(groups)), ['\n'.join(group) for group in groups])
         axis.set(xlabel='ms, less is better', title=f'cores: {cores}, batch 1, {SIZE} px')
         axis.invert_yaxis()
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=3)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -256,15 +257,15 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(names), figsize=(3.6 * len(names), 4), squeeze=False, sharey=True, layout='constrained')
     for axis, name in zip(axes[0], names, strict=True):
-        for row in [row for row in single if row['runtime'] == name]:
+        for row in (row for row in single if row['runtime'] == name):
             point = float(row['median']), float(row['reported_top1'])
             axis.plot(*point, 'o', color=f'C{list(REPORTED).index(row["model"])}')
-            above = row['model'] != 'mobilenext_100'  # which lies next to its half identity
+            above = row['model'] not in ('mobilenext_100', 'mobilenetv4_conv_small')  # half identity lies next to them
             axis.annotate(row['model'], point, (0, 5 if above else -5), textcoords='offset points', fontsize=7,
                           ha='center', va='bottom' if above else 'top')
         axis.margins(0.35, 0.12)
-        axis.set(xlabel='ms on one core', title=f'{name}, {"eager" if name == "pytorch" else "fp32"}', xlim=(0, None))
-    axes[0, 0].set_ylabel('top-1 that authors and timm report, %, not measured here')
+        axis.set(xlabel='ms on one core', title=f'{name}, {row["form"]}', xlim=(0, 1.3 * axis.dataLim.xmax))
+    axes[0, 0].set_ylabel('reported top-1, %, not measured here')
     figure.suptitle(title, fontsize=9)
     figure.savefig(path.with_stem(f'{path.stem}_top1'), dpi=110)
     plt.close(figure)
@@ -280,6 +281,8 @@ def main() -> None:
     parser.add_argument('--output', type=Path, default=Path(__file__).parent / 'results', help='folder of the results')
     parser.add_argument('--plot-only', action='store_true', help='draw the plots from the CSV that is there')
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error('quartiles take at least --rounds 2')
 
     path = args.output / 'runtimes.csv'
     rows = list(csv.DictReader(path.open(newline=''))) if path.exists() else []
@@ -291,6 +294,9 @@ def main() -> None:
             instructions=' '.join(instructions), machine=machine, torch=torch.__version__, timm=timm.__version__,
             runtime_version=importlib.metadata.version(LIBRARIES[row['runtime']][0]),
         ) for row in measure(args, instructions)]
+    if not rows:
+        parser.error(f'there are no rows for {path}')
+    if not args.plot_only:
         args.output.mkdir(parents=True, exist_ok=True)
         with path.open('w', newline='') as file:
             writer = csv.DictWriter(file, rows[0], lineterminator='\n')

@@ -43,7 +43,7 @@ ROOMS = {
         'onnx', 'onnxruntime', 'openvino', 'nncf', 'executorch', 'ai_edge_litert', 'flatbuffers', 'coremltools',
         'ncnn'},
     'export': {
-        'argparse', 'json', 'math', 'tempfile', 'collections', 'dataclasses', 'pathlib', 'typing',
+        'argparse', 'copy', 'json', 'math', 'tempfile', 'collections', 'dataclasses', 'pathlib', 'typing',
         'numpy', 'PIL', 'timm', 'torch', 'tqdm'},
     'publish': {'pathlib', 'typing', 'huggingface_hub', 'safetensors', 'timm', 'torch'},
     'autoload': {'py_compile', 'sys', 'sysconfig', 'pathlib'},
@@ -52,7 +52,7 @@ ROOMS = {
 }
 # What only these may call: files, the command line's streams, and code from text.
 CALLERS = {
-    'open': {'pretrained', 'export'}, 'input': set(),
+    'open': {'pretrained', 'runtimes', 'export'}, 'input': set(),
     'print': {'doctor', 'convert', 'export', 'publish', 'autoload', '__main__'},
     'exec': {'__main__'}, 'compile': {'__main__'}, 'eval': set(), '__import__': set(),
 }

@@ -8,11 +8,12 @@ SOURCE is a model name of timm with pretrained weights, a converted folder, hf-h
 train.py. docs/mobile.md says which format is for what, and how to load it on a device.
 """
 import argparse
+import copy
 import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Exported:
         path: The file, the first where there are two.
         format: Its format, one of `RUNTIMES`.
         precision: What it computes in, fp32, fp16 or int8; weights_int8 or weights_fp16 where it only stores them so.
+        input_size: (C, H, W) of an image.
         bytes: Its size, with that of a second file.
         images: Number of images that it was checked on, 0 for none: noise.
         top1_agreement: Share of these that get PyTorch's class.
@@ -54,6 +56,7 @@ class Exported:
     path: Path
     format: str
     precision: str
+    input_size: tuple[int, int, int]
     bytes: int
     images: int = 0
     top1_agreement: float | None = None
@@ -259,13 +262,14 @@ def write(
         if not {runtime.name for runtime in runtimes} & {*can}:
             raise ValueError(
                 f'None of {", ".join(formats)} stores weights in {precision}: expected one of {", ".join(can)}.')
-    model = converted.model
     if img_size is not None and img_size < 1:
         raise ValueError(f'Images of {img_size} px: expected 1 or more, 224 for most models.')
     from timm.data import resolve_input_data_config  # of timm 1.0.31, which the extra brings
 
+    model = copy.copy(converted.model)  # with a config of its own
     data_config = resolve_input_data_config(model, dict(img_size=img_size, mean=mean, std=std))
-    model.pretrained_cfg.update(data_config)
+    model.pretrained_cfg = model.pretrained_cfg | data_config
+    converted = replace(converted, model=model)
 
     def images_of(given: str | Path | np.ndarray) -> np.ndarray:
         return given if isinstance(given, np.ndarray) else read_images(given, data_config, num_images)
@@ -287,7 +291,7 @@ def write(
         def finish(runtime: Runtime, precision: str, path: Path) -> None:
             runtime.describe(path, metadata)
             stem = path.name.removesuffix(runtime.suffixes[0])
-            row = Exported(path, runtime.name, precision, sum(
+            row = Exported(path, runtime.name, precision, data_config['input_size'], sum(
                 _size(path.with_name(stem + suffix)) for suffix in runtime.suffixes))
             try:
                 run = runtime.load(path, threads=1)

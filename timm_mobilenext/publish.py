@@ -188,7 +188,7 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None, exporte
     if exported:
         rows = [f'| `{f.path.name}` | {f.precision} | {f.bytes / 1e6:.2f} | {f.check()} |' for f in exported]
         lines.append(_FILES.format(
-            repo_id=repo_id, rows='\n'.join(rows), shape=(1, *model.pretrained_cfg['input_size']),
+            repo_id=repo_id, rows='\n'.join(rows), shape=(1, *exported[0].input_size),
             first=exported[0].path.name))
     if source or reported:
         lines += ['## Results', '']

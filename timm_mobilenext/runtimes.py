@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 import numpy as np
 import torch
@@ -22,8 +22,12 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what converters print to themselves; the end of it is a note to the exception where one fails."""
+def _quiet() -> Iterator[TextIO]:
+    """Keep what converters print to themselves; the end of it is a note to the exception where one fails.
+
+    Yields:
+        Standard error as it was, for a progress bar.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile('w+', errors='replace') as log, contextlib.ExitStack() as stack:
@@ -32,10 +36,11 @@ def _quiet() -> Iterator[None]:
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, descriptor)
             os.dup2(log.fileno(), descriptor)
+        terminal = stack.enter_context(open(saved, 'w', closefd=False))
         stack.enter_context(contextlib.redirect_stdout(log))
         stack.enter_context(contextlib.redirect_stderr(log))
         try:
-            yield
+            yield terminal
         except Exception as error:
             log.flush()
             log.seek(0)
@@ -221,18 +226,23 @@ class OpenVino(Runtime):
     suffixes = ('.xml', '.bin')
     modules = ('openvino',)
     int8_modules = ('nncf',)
-    weights: ClassVar = {'fp16': dict(fp16=True)}
+    weights: ClassVar = {'fp16': {}}
     options: ClassVar = dict(fp16=False)
 
     def quantize(
             self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
         """Quantize with NNCF."""
-        with _quiet():
+        with _quiet() as terminal, tqdm(
+                desc=f'{path.name}: calibrating', unit='image', leave=False, file=terminal) as progress:
             import nncf
             import openvino
             from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
 
-            data = nncf.Dataset(images[:, None])
+            def one(image: np.ndarray) -> np.ndarray:  # NNCF takes the images more than once
+                progress.update()
+                return image[None]
+
+            data = nncf.Dataset(images, one)
             quantized = nncf.quantize(
                 openvino.Core().read_model(plain), data, subset_size=len(images),
                 advanced_parameters=AdvancedQuantizationParameters(
@@ -248,6 +258,12 @@ class OpenVino(Runtime):
         manager.register_pass(openvino.passes.ConstantFolding())
         with self._rewritten(path) as model:
             manager.run_passes(model)
+
+    def store_weights(self, folder: Path, plain: Path, path: Path, input_size: Sequence[int], precision: str) -> None:
+        """Store them in fp16, which OpenVINO widens; timmx would before the sizes are worked out, which widens them."""
+        import openvino
+
+        openvino.save_model(openvino.Core().read_model(plain), path, compress_to_fp16=True)
 
     def describe(self, path: Path, metadata: dict[str, str]) -> None:
         """Write `rt_info`, where OpenVINO's own tools have what a model is."""
