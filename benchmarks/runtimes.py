@@ -12,8 +12,8 @@ One core is a process that is pinned to it before any runtime is there, as some 
 they are told; ExecuTorch's pool, which does so even when pinned, is made anew with the threads it may have. Everything
 runs in turn in one process for each number of cores, and the allocator keeps its memory there as in run.py. Memory is
 that of a process for each file, which loads it and runs it three times, beyond a process with the imports alone. For
-`all` the cores have to be idle, or PyTorch and ncnn spin for seconds, waiting for a thread that has no core; with
-OMP_WAIT_POLICY=passive they sleep instead, which costs them a little where the cores are idle.
+`all` the cores have to be idle: PyTorch, ncnn and ONNX Runtime spin while a thread of theirs has no core, the first two
+for up to seconds. With OMP_WAIT_POLICY=passive these two sleep instead, which may cost them time on idle cores.
 """
 import argparse
 import csv
