@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 import timm_mobilenext  # noqa: F401 - registers the models
 from timm_mobilenext._authors import CLAIMS
-from timm_mobilenext.runtimes import RUNTIMES, Run, _quiet
+from timm_mobilenext.runtimes import RUNTIMES, Run, quiet
 
 Key = tuple[str, str, str]  # runtime, model, form
 ALLOCATOR = {  # see run.py
@@ -113,7 +113,7 @@ def convert(runtimes: list[str], folder: Path, has_bf16: bool) -> dict[Key, Path
 def load(key: Key, path: Path, threads: int) -> Run:
     """Return a file as a function of an image, that uses so many threads."""
     runtime, _, form = key
-    with _quiet():
+    with quiet():
         if runtime == 'pytorch':
             torch.set_num_threads(threads)
             model = timm.create_model(f'local-dir:{path.parent}', pretrained=True).eval()
@@ -137,7 +137,7 @@ def peak(key: Key, path: Path, threads: int) -> float:
         return next(float(line.split()[1]) for line in lines if line.startswith('VmHWM:')) * 1024 / 1e6
 
     image = np.ones((1, 3, SIZE, SIZE), np.float32)
-    with _quiet():
+    with quiet():
         importlib.import_module(LIBRARIES[key[0]][1])
     Path('/proc/self/clear_refs').write_text('5')  # starts the peak anew
     before = most()

@@ -22,7 +22,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[TextIO]:
+def quiet() -> Iterator[TextIO]:
     """Keep what converters print to themselves; the end of it is a note to the exception where one fails.
 
     Yields:
@@ -92,7 +92,7 @@ class Runtime:
         from timmx.api import export_model
 
         try:
-            with _quiet():
+            with quiet():
                 export_model(
                     self.name, f'local-dir:{folder}', pretrained=True, output=path, input_size=tuple(input_size),
                     **{'verify': False, **self.options, **options})
@@ -195,7 +195,7 @@ class Onnx(Runtime):
 
         with tempfile.TemporaryDirectory() as work:
             prepared = Path(work) / plain.name
-            with _quiet():
+            with quiet():
                 quant_pre_process(plain, prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared, path, Reader(), per_channel=per_channel, activation_type=QuantType.QUInt8,
@@ -232,7 +232,7 @@ class OpenVino(Runtime):
     def quantize(
             self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
         """Quantize with NNCF."""
-        with _quiet() as terminal, tqdm(
+        with quiet() as terminal, tqdm(
                 desc=f'{path.name}: calibrating', unit='image', leave=False, file=terminal) as progress:
             import nncf
             import openvino
@@ -308,8 +308,8 @@ class ExecuTorch(Runtime):
     int8_modules = ()
 
     def load(self, path: Path, threads: int | None = None) -> Run:
-        """Run it. Its pool takes all cores that the process may use, whatever `threads` says."""
-        with _quiet():
+        """Run it. Its pool has a thread for each core of the machine, whatever `threads` says and the process may use."""
+        with quiet():
             from executorch.runtime import Runtime as Engine
 
             method = Engine.get().load_program(path).load_method('forward')
@@ -350,7 +350,7 @@ class LiteRt(Runtime):
         """Run it with XNNPACK, one thread unless told."""
         from ai_edge_litert.interpreter import Interpreter
 
-        with _quiet():
+        with quiet():
             runner = Interpreter(str(path), num_threads=threads).get_signature_runner()
         (name, given), = runner.get_input_details().items()
         answer, = runner.get_output_details().values()
@@ -455,12 +455,12 @@ class TorchScript(Runtime):
 
     def describe(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the extra file `timm_mobilenext.json` in it."""
-        with _quiet():
+        with quiet():
             torch.jit.save(torch.jit.load(path), path, _extra_files={'timm_mobilenext.json': json.dumps(metadata)})
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it in PyTorch, whose threads are the process's."""
-        with _quiet():
+        with quiet():
             return _in_torch(torch.jit.load(path))
 
 
@@ -480,8 +480,8 @@ def load(path: str | Path, threads: int | None = None) -> Run:
 
     Args:
         path: The file; of those with two, the one that its runtime is given.
-        threads: How many threads it may use, None for the runtime's choice. ExecuTorch and PyTorch use those of the
-            process.
+        threads: How many threads it may use, None for the runtime's choice. ExecuTorch uses all, PyTorch those of
+            the process.
 
     Returns:
         A function of an array (1, C, H, W), float32, as `timm.data.create_transform` makes images, to logits (1, N).
