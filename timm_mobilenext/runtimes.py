@@ -308,7 +308,7 @@ class ExecuTorch(Runtime):
     int8_modules = ()
 
     def load(self, path: Path, threads: int | None = None) -> Run:
-        """Run it. Its pool has a thread for each core of the machine, whatever `threads` says and the process may use."""
+        """Run it. Its pool has a thread for each core of the machine, whatever `threads` says."""
         with quiet():
             from executorch.runtime import Runtime as Engine
 
