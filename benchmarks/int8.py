@@ -1,7 +1,7 @@
 """Measure what 8-bit post-training quantization costs MobileNeXt and MobileNetV2, in each runtime.
 
     pip install '.[compare,export]'
-    python examples/compare.py --data-dir fashion && python benchmarks/int8.py --data-dir fashion --checkpoints compare
+    python examples/compare.py --data-dir fashion --epochs 10 && python benchmarks/int8.py --data-dir fashion
 
 Takes the networks of examples/compare.py (equal multiply-adds, the same recipe, three seeds each), quantizes each in
 the same way, calibrated on training images, and counts the right answers on all 10,000 test images. Writes a CSV and a
@@ -105,25 +105,29 @@ def main() -> None:
     """Measure, and write the results."""
     can = [runtime.name for runtime in RUNTIMES.values() if runtime.int8_modules is not None]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--data-dir', type=Path, required=True, help='root of Fashion-MNIST')
+    parser.add_argument('--data-dir', type=Path, help='root of Fashion-MNIST')
     parser.add_argument('--checkpoints', type=Path, default=Path('compare'), help='what examples/compare.py wrote')
     parser.add_argument('--runtimes', nargs='+', choices=can, default=can[:3], help='(default: %(default)s)')
     parser.add_argument('--seeds', nargs='+', default=['0', '1', '2'], help='(default: %(default)s)')
     parser.add_argument('--images', type=int, default=128, help='for calibration (default: %(default)s)')
     parser.add_argument('--output', type=Path, default=Path(__file__).parent / 'results', help='folder of the results')
+    parser.add_argument('--plot-only', action='store_true', help='draw the plot from the CSV that is there')
     args = parser.parse_args()
+    if not (args.data_dir or args.plot_only):
+        parser.error('--data-dir is missing: where is Fashion-MNIST?')
 
     path = args.output / 'int8.csv'
     rows = list(csv.DictReader(path.open(newline=''))) if path.exists() else []
-    rows = [row for row in rows if row['runtime'] not in (*args.runtimes, 'pytorch') or row['seed'] not in args.seeds]
-    calibration, _ = images(args.data_dir, True, args.images)
-    test = images(args.data_dir, False, 10_000)
-    for seed, label in itertools.product(args.seeds, compare['MODELS']):
-        rows += measure(label, seed, args, calibration, test)
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    if not args.plot_only:
+        rows = [row for row in rows if row['runtime'] not in (*args.runtimes, 'pytorch') or row['seed'] not in args.seeds]
+        calibration, _ = images(args.data_dir, True, args.images)
+        test = images(args.data_dir, False, 10_000)
+        for seed, label in itertools.product(args.seeds, compare['MODELS']):
+            rows += measure(label, seed, args, calibration, test)
+        with path.open('w', newline='') as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(rows)
     draw(rows, path.with_suffix('.png'))
     for key, group in itertools.groupby(
             sorted(rows, key=lambda r: (r['runtime'], r['form'], r['label'])),

@@ -1,4 +1,6 @@
 """The networks that the tests are about, by name, one that is short, and the runtimes that files of them need."""
+import importlib.util
+
 import pytest
 import timm
 
@@ -14,6 +16,8 @@ OFFICIAL_NAME = {name: 'mnext' + name.removeprefix('mobilenext').split('_id')[0]
 # Arguments for five blocks of all kinds, for what is slow by the block, as compilers are: with both depthwise convs,
 # both and a shortcut, the one that strides, none.
 SHORT = dict(stages=((2, 96, 1, 2, 3), (6, 144, 1, 1, 3), (6, 192, 1, 2, 3), (6, 288, 2, 1, 5)), depth_mult=1.)
+needs_exporter = pytest.mark.skipif(
+    importlib.util.find_spec('timmx') is None, reason="timmx is not installed, which the extra 'export' brings")
 
 
 def need(runtime: str, int8: bool = False) -> None:

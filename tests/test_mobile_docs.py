@@ -1,6 +1,5 @@
 """docs/mobile.md: its commands run, and its Python loads and runs the files that they make."""
 import contextlib
-import importlib.util
 import os
 import re
 import shlex
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import need
+from networks import need, needs_exporter
 from pages import DOCS, commands
 from PIL import Image
 
@@ -28,8 +27,7 @@ RUNS = {
     'ncnn': (['ncnn'], 'ncnn/model.ncnn.param'),
     'PyTorch': (['torch-export', 'torchscript'], 'torch/model.pt2'),
 }
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec('timmx') is None, reason="timmx is not installed, which the extra 'export' brings")
+pytestmark = needs_exporter
 
 
 @pytest.fixture(scope='module')

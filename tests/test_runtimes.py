@@ -1,0 +1,124 @@
+"""Files for mobile runtimes: their graphs, what they compute in, what they say of themselves."""
+import json
+from collections import Counter
+from pathlib import Path
+
+import official
+import pytest
+import timm
+import torch
+from networks import ARCHITECTURES, OFFICIAL_NAME, need, needs_exporter
+
+from timm_mobilenext import export, runtimes
+from timm_mobilenext.export import Exported
+from timm_mobilenext.mobilenext import checkpoint_filter_fn
+from timm_mobilenext.runtimes import RUNTIMES
+
+
+def graph(path: Path) -> dict[str, int]:
+    """Return how many there are of each operator in a file."""
+    if path.suffix == '.onnx':
+        import onnx
+        kinds = [node.op_type for node in onnx.load(path).graph.node]
+    elif path.suffix == '.xml':
+        import openvino
+        kinds = [op.get_type_name() for op in openvino.Core().read_model(path).get_ops()]
+    else:
+        from executorch.exir._serialize._program import deserialize_pte_binary
+        plan, = deserialize_pte_binary(path.read_bytes()).program.execution_plan
+        calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
+        kinds = [plan.delegates[call.delegate_index].id if type(call).__name__ == 'DelegateCall' else
+                 plan.operators[call.op_index].name for call in calls]
+    return {kind: n for kind, n in sorted(Counter(kinds).items()) if kind not in ('Constant', 'Parameter', 'Result')}
+
+
+PLAIN = dict(Add=12, Clip=36, Conv=74, Gemm=1, ReduceMean=1, Reshape=1)
+HALF = PLAIN | dict(Concat=12, Slice=36)  # the shortcut takes two slices of x and one of the identity, and joins them
+GRAPHS = {
+    'mobilenext_035': PLAIN, 'mobilenext_050': PLAIN, 'mobilenext_075': PLAIN, 'mobilenext_100': PLAIN,
+    'mobilenext_140': PLAIN, 'mobilenext_100_id050': HALF, 'mobilenext_100_id033': HALF, 'mobilenext_100_id025': HALF,
+    'mobilenext_s': dict(Add=12, Conv=111, Gemm=1, Mul=74, ReduceMean=21, Reshape=1, Sigmoid=74),
+    'mobilenext_l': dict(Add=19, Conv=159, Gemm=1, Mul=106, ReduceMean=29, Reshape=1, Sigmoid=106),
+    'mobilenext_l_ghost': dict(
+        Add=19, Concat=21, Conv=159, Gemm=1, Mul=106, ReduceMean=29, Reshape=1, Sigmoid=106, Slice=42),
+}
+
+
+@needs_exporter
+@pytest.mark.parametrize('runtime', ['onnx', 'openvino', 'executorch'])
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_graph(name, runtime, tmp_path):
+    """Every batch norm is folded, nothing is written, scattered or transposed, and XNNPACK takes all in one piece."""
+    need(runtime)
+    model = timm.create_model(name).eval()
+    model.load_state_dict(checkpoint_filter_fn(official.state_dict(OFFICIAL_NAME[name]), model))
+    folder = tmp_path / 'model'
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    path = tmp_path / f'model{RUNTIMES[runtime].suffixes[0]}'
+    RUNTIMES[runtime].convert(folder, path, (3, 64, 64))
+    found = graph(path)
+    if runtime == 'onnx':
+        assert found == GRAPHS[name]
+    elif runtime == 'openvino':
+        assert found.get('Convolution', 0) + found.get('GroupConvolution', 0) == GRAPHS[name]['Conv']
+        activations = found.get('Clamp', 0) + found.get('Swish', 0) + found.get('Sigmoid', 0)
+        assert activations == GRAPHS[name].get('Clip', 0) + GRAPHS[name].get('Sigmoid', 0)
+        assert found.keys() <= {
+            'Add', 'Clamp', 'Concat', 'Convolution', 'GroupConvolution', 'MatMul', 'Multiply', 'Pad', 'ReduceMean',
+            'Reshape', 'Sigmoid', 'Slice', 'Swish'}
+    else:
+        assert found == {'XnnpackBackend': 1}
+    _, difference = export.check(model, runtimes.load(path, threads=1), torch.randn(2, 3, 64, 64).numpy())
+    assert difference < 1e-3  # these weights blow rounding up: PyTorch's own fp32 is 1e-4 off its float64
+
+
+@pytest.fixture(scope='module')
+def calibrated_files(trained, digits, tmp_path_factory) -> tuple[Path, list[Exported]]:
+    """The files of ONNX and OpenVINO."""
+    need('onnx', int8=True)
+    need('openvino', int8=True)
+    folder = tmp_path_factory.mktemp('files') / 'files'
+    return folder, export.export(
+        trained, ['onnx', 'openvino'], folder, model='mobilenext_100', int8=True, weights=['int8', 'fp16'],
+        calibration=digits / 'validation')
+
+
+@needs_exporter
+def test_metadata(calibrated_files):
+    """ONNX and OpenVINO files say in themselves how images are prepared and what the classes are."""
+    import onnx
+    import openvino
+
+    folder, exported = calibrated_files
+    for row in exported:
+        if row.format == 'onnx':
+            said = {entry.key: entry.value for entry in onnx.load(row.path).metadata_props}
+        else:
+            model = openvino.Core().read_model(row.path)
+            said = {key: model.get_rt_info(['model_info', key]).astype(str) for key in ('architecture', 'mean', 'std')}
+        assert said['architecture'] == 'mobilenext_100'
+        assert json.loads(said['mean']) == [0.3]
+        assert json.loads(said['std']) == [0.4]
+    assert {path.name for path in folder.iterdir()} >= {row.path.name for row in exported} | {'model.json', 'model.bin'}
+
+
+@needs_exporter
+def test_int8_is_int8(calibrated_files):
+    """int8 files compute in int8, per channel; those whose weights alone are int8 compute in fp32."""
+    folder, _ = calibrated_files
+    import onnx
+
+    quantized = graph(folder / 'model.int8.onnx')
+    assert quantized['QuantizeLinear'] > 20
+    weights = onnx.load(folder / 'model.int8.onnx').graph.initializer
+    assert any(t.name.endswith('_scale') and list(t.dims) == [10] for t in weights)  # one for each class
+    assert graph(folder / 'model.int8.xml')['FakeQuantize'] > 20
+    stored = graph(folder / 'model.weights_int8.onnx')
+    assert stored['DequantizeLinear'] == stored['Conv'] + stored['Gemm']
+    assert 'QuantizeLinear' not in stored
+
+
+def test_load():
+    """A file of no known format is an error that lists the formats."""
+    with pytest.raises(ValueError, match=r'model.bin is of no format .* ends in one of .onnx, .xml, .pte, .tflite, '):
+        runtimes.load('model.bin')
