@@ -119,7 +119,8 @@ def main() -> None:
     path = args.output / 'int8.csv'
     rows = list(csv.DictReader(path.open(newline=''))) if path.exists() else []
     if not args.plot_only:
-        rows = [row for row in rows if row['runtime'] not in (*args.runtimes, 'pytorch') or row['seed'] not in args.seeds]
+        anew = (*args.runtimes, 'pytorch')
+        rows = [row for row in rows if row['runtime'] not in anew or row['seed'] not in args.seeds]
         calibration, _ = images(args.data_dir, True, args.images)
         test = images(args.data_dir, False, 10_000)
         for seed, label in itertools.product(args.seeds, compare['MODELS']):
