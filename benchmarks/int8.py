@@ -95,7 +95,9 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.bar(place + 0.4 * side, statistics.mean(lost), 0.36, color=f'C{side}', label='' if place else label)
         axes.plot([place + 0.4 * side] * len(lost), lost, '.', color='black')
     axes.axhline(0, color='black', linewidth=0.8)
-    axes.set_xticks([place + 0.2 for place in range(len(keys))], ['\n'.join(key) for key in keys], fontsize=8)
+    axes.set_xticks(
+        [place + 0.2 for place in range(len(keys))],
+        [f'{runtime}\n{form.removeprefix("int8 ")}' for runtime, form in keys])
     axes.set_ylabel('top-1 points lost by int8')
     axes.legend()
     figure.savefig(path, dpi=110)
