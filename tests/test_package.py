@@ -45,7 +45,7 @@ ROOMS = {
     'export': {
         'argparse', 'copy', 'json', 'math', 'tempfile', 'collections', 'dataclasses', 'pathlib', 'typing',
         'numpy', 'PIL', 'timm', 'torch', 'tqdm'},
-    'publish': {'pathlib', 'typing', 'huggingface_hub', 'safetensors', 'timm', 'torch'},
+    'publish': {'collections', 'pathlib', 'typing', 'huggingface_hub', 'safetensors', 'timm', 'torch'},
     'autoload': {'py_compile', 'sys', 'sysconfig', 'pathlib'},
     '__main__': {'importlib', 'os', 'runpy', 'sys', 'types'},
     '__init__': {'typing'},
