@@ -94,6 +94,19 @@ def test_sources(untrained, tmp_path, server, client):
     assert row.check().endswith('on noise')
 
 
+@needs_exporter
+def test_pretrained_name(client, on_hub):
+    """A model name is exported with its pretrained weights, and ImageNet's classes by name."""
+    client.run("__import__('timm_mobilenext.export').export.main("
+               "['mobilenext_100', '--format', 'torchscript', '--img-size', '64', '--output', 'out', '--keep'])")
+    about = json.loads((client.folder / 'out' / 'model.json').read_text())
+    assert about['license'] == 'bsd-3-clause-clear'
+    assert len(about['label_names']) == about['num_classes'] == 1000
+    assert about['label_names'][0] == 'tench, Tinca tinca'
+    assert about['files'][0]['input_size'] == [3, 64, 64]
+    assert about['files'][0]['largest_difference'] < 1e-3  # weights by formula, see test_graph
+
+
 def test_check():
     """The check counts classes that agree and takes the largest difference of a logit over their deviation."""
     model = torch.nn.Flatten()
@@ -168,6 +181,7 @@ def test_missing_runtime(runtime, module, tmp_path, untrained, monkeypatch):
     (['--format', 'torchscript', '--weights', 'int8'],
      'None of torchscript stores weights in int8: expected one of onnx, coreml.'),
     (['--format', 'torchscript', '--img-size', '0'], 'Images of 0 px: expected 1 or more, 224 for most models.'),
+    (['--format', 'torchscript', '--num-images', '0'], '0 images to calibrate by or check on: expected 1 or more.'),
     (['--format', 'torchscript', '--mean', '1', '2'], 'mean must have one value or 3 values, got 2.'),
     (['--format', 'torchscript', '--check', 'nowhere'], 'There is no folder nowhere: expected one of images.'),
     (['--format', 'torchscript', '--model', SMALL], 'is no file.'),

@@ -194,7 +194,7 @@ def check(model: torch.nn.Module, run: Run, images: np.ndarray, title: str = 'ch
 
 
 def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob('*')) if path.is_dir() else path.stat().st_size
+    return sum(file.stat().st_size for file in (path, *path.rglob('*')) if file.is_file())
 
 
 def write(
@@ -264,6 +264,8 @@ def write(
                 f'None of {", ".join(formats)} stores weights in {precision}: expected one of {", ".join(can)}.')
     if img_size is not None and img_size < 1:
         raise ValueError(f'Images of {img_size} px: expected 1 or more, 224 for most models.')
+    if num_images < 1:
+        raise ValueError(f'{num_images} images to calibrate by or check on: expected 1 or more.')
     from timm.data import resolve_input_data_config  # of timm 1.0.31, which the extra brings
 
     model = copy.copy(converted.model)  # with a config of its own
