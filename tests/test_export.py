@@ -48,7 +48,7 @@ def test_export(runtime, trained, digits, tmp_path):
     need(runtime, int8=True)
     engine = RUNTIMES[runtime]
     (tmp_path / 'names.txt').write_text('zero one two three four five six seven eight nine'.replace(' ', '\n'))
-    options = [f'--weights={precision}' for precision in engine.weights] + ['--int8'] * (runtime in INT8)
+    options = (['--weights', *engine.weights] if engine.weights else []) + ['--int8'] * (runtime in INT8)
     result = command(
         trained, '--model', 'mobilenext_100', '--format', runtime, '--output', 'files', '--num-images', 360,
         '--calibration', digits / 'train', '--check', digits / 'validation', '--label-names', 'names.txt', *options,
@@ -57,7 +57,7 @@ def test_export(runtime, trained, digits, tmp_path):
     about = json.loads((tmp_path / 'files' / 'model.json').read_text())
     written = {file['precision']: file for file in about['files']}
     assert set(written) == {
-        engine.precision, *(f'weights_{p}' for p in list(engine.weights)[-1:]), *(['int8'] if runtime in INT8 else [])}
+        engine.precision, *(f'weights_{p}' for p in engine.weights), *(['int8'] if runtime in INT8 else [])}
     assert about['architecture'] == 'mobilenext_100'
     assert about['label_names'][7] == 'seven'
     assert (about['input_size'], about['mean'], about['input']) == ([1, 32, 32], [0.3], 'L')
@@ -76,7 +76,7 @@ def test_export(runtime, trained, digits, tmp_path):
 
 @needs_exporter
 def test_sources(untrained, tmp_path, server, client):
-    """A folder, a repository on the Hub and a model name give the same file; arguments of the model are taken."""
+    """A folder and a repository on the Hub give the same file; arguments of the model are taken."""
     need('torchscript')
     x = torch.randn(1, 3, 32, 32).numpy()
     expected = timm.create_model(f'local-dir:{untrained}', pretrained=True).eval()(torch.from_numpy(x)).detach().numpy()

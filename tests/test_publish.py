@@ -181,3 +181,10 @@ def test_repository_has_to_be_named(checkpoint, tmp_path):
         main([SMALL, str(checkpoint), '--output', str(tmp_path / 'mine')])
     assert not (tmp_path / 'mine').exists()
     assert timm.create_model(SMALL, checkpoint_path=str(checkpoint), num_classes=3).num_classes == 3
+
+
+def test_options_of_files_need_formats(checkpoint, capsys):
+    """Options of files for mobile runtimes are an error where no files were asked for."""
+    with pytest.raises(SystemExit):
+        main([SMALL, str(checkpoint), '--int8'])
+    assert 'name their --formats' in capsys.readouterr().err

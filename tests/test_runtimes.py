@@ -103,6 +103,29 @@ def test_metadata(calibrated_files):
 
 
 @needs_exporter
+@pytest.mark.parametrize('runtime', ['litert', 'coreml', 'torch-export', 'torchscript'])
+def test_metadata_of_other_formats(runtime, trained, tmp_path):
+    """So do LiteRT, Core ML and PyTorch's two."""
+    need(runtime)
+    row, = export.export(trained, [runtime], tmp_path / 'files', model='mobilenext_100')
+    extra = {'timm_mobilenext.json': ''}
+    if runtime == 'litert':
+        from ai_edge_litert import schema_py_generated as schema
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(row.path.read_bytes()))
+        entry, = (entry for entry in model.metadata if entry.name == b'timm_mobilenext')
+        said = json.loads(bytes(model.buffers[entry.buffer].data))
+    elif runtime == 'coreml':
+        import coremltools
+        said = coremltools.models.MLModel(str(row.path), skip_model_load=True).user_defined_metadata
+    else:
+        load = torch.export.load if runtime == 'torch-export' else torch.jit.load
+        load(row.path, **{'extra_files' if runtime == 'torch-export' else '_extra_files': extra})
+        said = json.loads(extra['timm_mobilenext.json'])
+    assert said['architecture'] == 'mobilenext_100'
+    assert json.loads(said['mean']) == [0.3]
+
+
+@needs_exporter
 def test_int8_is_int8(calibrated_files):
     """int8 files compute in int8, per channel; those whose weights alone are int8 compute in fp32."""
     folder, _ = calibrated_files

@@ -322,6 +322,8 @@ def main(argv: list[str]) -> int:
         'add files for mobile runtimes, as export writes them, with its options'))
     options(command)
     args = command.parse_args(argv)
+    if (args.int8 or args.weights) and not args.formats:
+        command.error('--int8 and --weights are about files for mobile runtimes: name their --formats.')
     with clear_errors():
         folder = publish(
             **arguments(args), repo_id=args.repo_id, dataset=args.dataset, needs_license=args.push,
