@@ -1,4 +1,5 @@
 """Export by the command and its function: sources, the check, what is published, bad input."""
+import argparse
 import importlib.util
 import json
 import os
@@ -196,11 +197,15 @@ def test_bad_options(args, message, untrained, tmp_path):
 def test_bad_sources(untrained, trained, tmp_path):
     """A name, a folder or a checkpoint that is none is an error, and so is one of another architecture."""
     (tmp_path / 'empty').mkdir()
+    bare, other = tmp_path / 'bare.pth', tmp_path / 'other.pth'
+    torch.save({'x': torch.zeros(1)}, bare)
+    torch.save({'state_dict': {'x': torch.zeros(1)}, 'args': argparse.Namespace(model='mobilenetv2_100')}, other)
     for source, message in (
             ('mobilenext_999', "'mobilenext_999' is no model name, folder or file: expected one of mobilenext_035, "),
             (tmp_path / 'empty', 'empty is no converted folder: there is no config.json in it.'),
             (SMALL, 'No pretrained weights exist for mobilenext_035'),
-            (trained, 'is a checkpoint: of which architecture? Name it with --model.')):
+            (bare, 'bare.pth does not say of which architecture it is: expected one of mobilenext_035, '),
+            (other, "other.pth is of 'mobilenetv2_100': expected one of mobilenext_035, ")):
         assert message in fails([source, '--format', 'torchscript'], tmp_path)
     assert 'holds mobilenext_100, which mobilenext_035 may load' in fails(
         [trained, '--model', SMALL, '--format', 'torchscript'], tmp_path)

@@ -74,7 +74,7 @@ def _origin(path: Path, args: dict[str, Any]) -> dict[str, str]:
 
 
 def load(
-        architecture: str,
+        architecture: str | None,
         checkpoint: str | Path | None = None,
         *,
         model_kwargs: dict[str, Any] | None = None,
@@ -87,7 +87,7 @@ def load(
     taken where it has them, and its arguments for the model and the images.
 
     Args:
-        architecture: Name of the architecture.
+        architecture: Name of the architecture, None for the one that the checkpoint says it is of.
         checkpoint: The file, None for the authors' own, which is downloaded.
         model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
         license: Licence of the weights, where they are not the authors' own file. None for what the checkpoint says:
@@ -96,17 +96,21 @@ def load(
 
     Raises:
         OSError: If the file is not there or cannot be downloaded.
-        ValueError: If there is no such architecture, or the checkpoint is of another.
+        ValueError: If there is no such architecture, the checkpoint is of another, or of which is not known.
         RuntimeError: If the file is damaged, unsafe, or does not fit the model.
     """
-    architecture = split_model_name_tag(architecture)[0]
     architectures = timm.list_models(module='mobilenext')
-    if architecture not in architectures:
-        raise ValueError(f'There is no {architecture!r}: expected one of {", ".join(architectures)}.')
-    if checkpoint is None and architecture not in SOURCES:
+    if architecture is not None:
+        architecture = split_model_name_tag(architecture)[0]
+        if architecture not in architectures:
+            raise ValueError(f'There is no {architecture!r}: expected one of {", ".join(architectures)}.')
+    if checkpoint is not None:
+        path = Path(checkpoint)
+    elif architecture in SOURCES:
+        path = fetch(SOURCES[architecture], cache_dir)
+    else:
         raise ValueError(
             f'The authors published no weights of {architecture}, only of {", ".join(SOURCES)}: give a checkpoint.')
-    path = fetch(SOURCES[architecture], cache_dir) if checkpoint is None else Path(checkpoint)
     blob = git_blob_id(path)
     theirs = {source.blob: name for name, source in SOURCES.items()}.get(blob)
     source = SOURCES[theirs] if theirs else None
@@ -123,7 +127,12 @@ def load(
         trained = split_model_name_tag(str(args.get('model') or '').rpartition('/')[2])[0]
         if isinstance(weights.get('metric'), float) and args.get('eval_metric', 'top1') == 'top1':
             top1 = weights['metric']
-    if trained in architectures and trained != architecture:
+    if architecture is None:
+        if trained is None or trained not in architectures:
+            said = f'is of {trained!r}' if trained else 'does not say of which architecture it is'
+            raise ValueError(f'{path} {said}: expected one of {", ".join(architectures)}. Name it (--model).')
+        architecture = trained
+    elif trained in architectures and trained != architecture:
         raise ValueError(
             f'{path} holds {trained}, which {architecture} may load without an error and answer wrongly. Convert it as '
             f'{trained}.')

@@ -79,7 +79,7 @@ def load(source: str | Path, model: str | None = None, model_kwargs: dict[str, A
 
     Args:
         source: A model name of timm, a converted folder, `hf-hub:OWNER/NAME` or a checkpoint.
-        model: Name of the architecture of a checkpoint, which does not say it in every layout.
+        model: Name of the architecture of a checkpoint; those of train.py say it, others do not.
         model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
 
     Raises:
@@ -87,8 +87,6 @@ def load(source: str | Path, model: str | None = None, model_kwargs: dict[str, A
     """
     path, model_kwargs = Path(source), model_kwargs or {}
     if path.is_file():
-        if not model:
-            raise ValueError(f'{source} is a checkpoint: of which architecture? Name it with --model.')
         return load_checkpoint(model, path, model_kwargs=model_kwargs)
     if model:
         raise ValueError(f'--model {model} names the architecture of a checkpoint, but {source!r} is no file.')
@@ -109,9 +107,10 @@ def load(source: str | Path, model: str | None = None, model_kwargs: dict[str, A
             'hf-hub:OWNER/NAME or a checkpoint.')
     network: Any = timm.create_model(name, pretrained=True, **model_kwargs).eval()
     origin = {key: network.pretrained_cfg.get(key) for key in ('architecture', 'license')}
+    said = Path(place).resolve().name if kind == 'local-dir' else name  # not where it lies: files go out into the world
     return Converted(
         network, {**model_args, **model_kwargs},
-        {'source': name, **{key: text for key, text in origin.items() if text}})
+        {'source': said, **{key: text for key, text in origin.items() if text}})
 
 
 def read_images(folder: str | Path, data_config: dict[str, Any], count: int) -> np.ndarray:
@@ -373,7 +372,13 @@ def options(command: argparse.ArgumentParser) -> None:
         'write more files, whose weights are stored in int8 or fp16: small, and as exact as fp32 or nearly so'))
     command.add_argument('--int8', action='store_true', help='write more files that compute in int8')
     command.add_argument('--calibration', metavar='DIR', help='images to quantize by, and to check the files on')
-    command.add_argument('--check', metavar='DIR', help='images to check the files on, instead of these')
+    options_of_images(command)
+
+
+def options_of_images(command: argparse.ArgumentParser) -> None:
+    """Add the options of a command that are about the images of a model, and the check of its files on some."""
+    command.add_argument('--check', metavar='DIR', dest='check_on', help=(
+        'images to check the files on (default: those to quantize by, else noise)'))
     command.add_argument('--num-images', type=int, default=128, metavar='N', help='how many (default: %(default)s)')
     command.add_argument('--img-size', type=int, metavar='N', help="pixels (default: the model's)")
     command.add_argument('--mean', type=float, nargs='+', metavar='X', help="of the pixels (default: the model's)")
@@ -384,11 +389,9 @@ def options(command: argparse.ArgumentParser) -> None:
 
 
 def chosen(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what was said with `options`, as the arguments of `write`."""
-    return dict(
-        weights=args.weights, int8=args.int8, calibration=args.calibration, check_on=args.check,
-        num_images=args.num_images, img_size=args.img_size, mean=args.mean, std=args.std,
-        min_agreement=args.min_agreement, keep=args.keep)
+    """Return what was said with `options` or `options_of_images`, as the arguments of `write`."""
+    of_images = ('check_on', 'num_images', 'img_size', 'mean', 'std', 'min_agreement', 'keep')
+    return {key: vars(args)[key] for key in ('weights', 'int8', 'calibration', *of_images) if key in args}
 
 
 def main(argv: list[str]) -> int:
@@ -398,7 +401,7 @@ def main(argv: list[str]) -> int:
     command.add_argument('source', help='model name with weights, converted folder, hf-hub:OWNER/NAME, checkpoint')
     command.add_argument('--format', nargs='+', required=True, metavar='FORMAT', help=f'some of {", ".join(RUNTIMES)}')
     command.add_argument('--output', '-o', required=True, metavar='DIR', help='new folder')
-    command.add_argument('--model', metavar='NAME', help='architecture of a checkpoint')
+    command.add_argument('--model', metavar='NAME', help='architecture of a checkpoint that does not say it')
     command.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
                          help='arguments of the model, such as width_mult=1.1')
     command.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one a line')
