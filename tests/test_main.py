@@ -128,8 +128,8 @@ def test_bad_input(tmp_path, args):
     assert args[-1] in line
     if args[0] not in ('autoload', '-m') or args == ('-m',):
         assert line.endswith(
-            'is neither a command nor a script: expected convert, export, publish, autoload, doctor, the path of a '
-            'script or -m MODULE (--help explains).')
+            'is neither a command nor a script: expected convert, export, web, publish, autoload, doctor, the path of '
+            'a script or -m MODULE (--help explains).')
 
 
 @pytest.mark.parametrize('args', [('--help',), ('-h',), ()])

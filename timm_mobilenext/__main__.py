@@ -20,6 +20,7 @@ from types import ModuleType, TracebackType
 COMMANDS = {
     'convert': "a checkpoint, the authors' or of train.py, to a folder that timm and transformers load",
     'export': 'a model to the files of mobile runtimes, int8 too, each checked against PyTorch',
+    'web': 'models to a static page that runs them in the browser, on the device of whoever opens it',
     'publish': 'the same with a model card, and onto the Hugging Face Hub',
     'autoload': 'on|off|status: let every program of this environment find the models, with no launcher',
     'doctor': 'what is installed, and where the weights of each architecture would come from',

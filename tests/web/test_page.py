@@ -1,0 +1,476 @@
+"""The page in a real browser: the answers of Python, two networks, the camera, no network, bad input, everybody."""
+import base64
+import itertools
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import create_transform
+
+FORMATS = {'jpg': dict(quality=92), 'png': {}, 'webp': dict(quality=90)}
+FAKE_CAMERA = ('use-fake-device-for-media-stream', 'use-fake-ui-for-media-stream')
+
+
+@pytest.fixture(scope='session')
+def photographs(pictures, tmp_path_factory) -> list[Path]:
+    """A hundred photographs, cut from two of scikit-learn, of all sizes from 60 to 1500 pixels and in three formats."""
+    folder = tmp_path_factory.mktemp('photographs')
+    rng = np.random.default_rng(1)
+    paths = []
+    for i, (_, image) in enumerate(pictures(100, 1)):
+        suffix, options = [*FORMATS.items()][i % 3]
+        if i % 4 == 0:
+            image = image.resize((int(rng.integers(60, 1500)), int(rng.integers(60, 1500))), Image.Resampling.LANCZOS)
+        paths.append(folder / f'{i}.{suffix}')
+        image.save(paths[-1], **options)
+    return paths
+
+
+@pytest.fixture(scope='session')
+def photograph(photographs) -> Path:
+    return photographs[0]
+
+
+def change(site: Path, folder: Path, **changes: object) -> Path:
+    """Return a copy of a site in which the files that match a name are gone (None) or have another content."""
+    shutil.copytree(site, folder)
+    for name, content in changes.items():
+        path, = folder.rglob(name)
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return folder
+
+
+def test_answers(browser, serve, sites, expected, photographs):
+    """A hundred photographs get Python's class, and logits within 1e-4 of Python's."""
+    browser.open(serve(sites['fp32']))
+    browser.ready()
+    worst = 0.
+    for path in photographs:
+        for name, logits in browser.answer(path).items():
+            right = expected(path, name)
+            assert logits.argmax() == right.argmax(), (path, name)
+            worst = max(worst, np.abs(logits - right).max())
+    print(f'largest difference of a logit: {worst:.2g}')
+    assert worst < 1e-4
+    assert not browser.errors()
+
+
+def test_int8_weights(browser, serve, sites, expected, python, photographs):
+    """With int8 weights MobileNeXt's logits are within 0.2 of Python's in fp32, and both networks' are the file's."""
+    browser.open(serve(sites['int8']))
+    browser.ready()
+    worst, cost = 0., 0.
+    for path in photographs:
+        answers = browser.answer(path)
+        worst = max(worst, *(np.abs(logits - python['int8'](path, name)).max() for name, logits in answers.items()))
+        cost = max(cost, np.abs(answers['mobilenext_100'] - expected(path, 'mobilenext_100')).max())
+    print(f'largest difference of a logit: {worst:.2g} to the same file, {cost:.2g} to fp32')
+    assert worst < 1e-4
+    assert cost < 0.2
+
+
+def test_preprocessing(browser, serve, sites):
+    """Every size, crop, interpolation and number of channels gives timm's tensor to the bit, of any shape of image."""
+    browser.open(serve(sites['int8']))
+    rng = np.random.default_rng(0)
+    for width, height in ((116, 318), (318, 116), (64, 64), (40, 30), (2, 300), (300, 2)):
+        pixels = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        pixels[..., 3] = 255
+        browser.js("""
+            const {prepare} = await import(new URL('preprocess.js', location.href));
+            const pixels = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)),
+              [width, height] = arguments.slice(1);
+            const read = (x, y, w, h) => Uint8Array.from({length: w * h * 4}, (_, i) =>
+              pixels[((y + Math.floor(i / w / 4)) * width + x) * 4 + i % (w * 4)]);
+            window.prepared = model => [...prepare(read, width, height, model)];
+        """, base64.b64encode(pixels.tobytes()).decode(), width, height)
+        image = Image.fromarray(pixels[..., :3])
+        for mode, crop_pct, (h, w), interpolation, channels in itertools.product(
+                ('center', 'squash', 'border'), (0.875, 1.), ((32, 32), (24, 40)), ('bicubic', 'bilinear'), (1, 3)):
+            if mode == 'border' and 2 in (width, height):
+                continue  # timm makes it 0 pixels wide, which is an error there
+            config = dict(
+                input_size=(channels, h, w), interpolation=interpolation, crop_pct=crop_pct, crop_mode=mode,
+                mean=(0.485, 0.456, 0.406)[:channels], std=(0.229, 0.224, 0.225)[:channels])
+            right = create_transform(**config)(image if channels == 3 else image.convert('L')).flatten().numpy()
+            found = np.array(browser.js('return prepared(arguments[0])', config), np.float32)
+            np.testing.assert_array_equal(found, right, err_msg=f'{width} x {height}, {config}')
+
+
+@pytest.mark.parametrize('config', [
+    dict(crop_mode='squash', crop_pct=1.), dict(interpolation='bilinear', crop_pct=0.95),
+    dict(mean=[0.4], std=[0.3])], ids=str)
+def test_config(config, browser, serve, sites, expected, photographs, tmp_path):
+    """The page prepares images as models.json says of the network, each network in its own way."""
+    about = json.loads((sites['fp32'] / 'models.json').read_text())
+    about['models'][0].update(config)
+    browser.open(serve(change(sites['fp32'], tmp_path / 'site', **{'models.json': about})))
+    browser.ready()
+    config = {key: value * 3 if isinstance(value, list) else value for key, value in config.items()}
+    for path in photographs[:6]:
+        first, second = browser.answer(path).items()
+        np.testing.assert_allclose(first[1], expected(path, first[0], **config), atol=1e-4)
+        np.testing.assert_allclose(second[1], expected(path, second[0]), atol=1e-4)
+
+
+def test_kinds_of_pictures(browser, serve, sites, expected, photograph, tmp_path):
+    """Turned, grey, transparent, indexed and printed pictures, and large ones, are answered as Python answers them."""
+    with Image.open(photograph) as opened:
+        image = opened.convert('RGB')
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    hole = image.convert('RGBA')
+    hole.paste((255, 0, 0, 0), (0, 0, image.width // 2, image.height))
+    large = image.resize((4000, 3000), Image.Resampling.BICUBIC)
+    paths = []
+    for name, picture, options in (
+            ('turned.jpg', image, dict(exif=turned)), ('grey.jpg', image.convert('L'), {}), ('hole.png', hole, {}),
+            ('indexed.png', image.quantize(16), {}), ('first.gif', image.quantize(16), {}),
+            ('printed.jpg', image.convert('CMYK'), {}), ('plain.bmp', image, {}),
+            ('some.avif', image, dict(quality=80)), ('large.jpg', large, {}),
+            ('tall.jpg', large.transpose(Image.Transpose.ROTATE_90), {}), ('tiny.png', image.resize((3, 2)), {}),
+            ('long.png', image.resize((20_000, 1)), {}), ('thin.png', image.resize((1, 20_000)), {})):
+        paths.append(tmp_path / name)
+        picture.save(paths[-1], **options)
+    browser.open(serve(sites['fp32']))
+    browser.ready()
+    for path in paths:
+        for name, logits in browser.answer(path).items():
+            np.testing.assert_allclose(logits, expected(path, name), atol=1e-4, err_msg=path.name)
+    assert not browser.errors()
+
+
+def test_digits(browser, serve, sites, expected, digits):
+    """A network of one channel reads digits as it does in Python."""
+    browser.open(serve(sites['fp32']))
+    browser.ready()
+    browser.select(1, '')
+    browser.select(0, 'Ziffern')
+    for label in range(10):
+        path = next((digits / 'validation' / str(label)).iterdir())
+        logits = browser.answer(path, 1)['Ziffern']
+        np.testing.assert_allclose(logits, expected(path, 'Ziffern'), atol=1e-4)
+        assert logits.argmax() == label
+    assert browser.text('#answers li:first-child').startswith('class 9')  # its classes have no names
+
+
+def test_two_networks(browser, serve, sites, photograph):
+    """Both networks answer side by side, are timed in turn, change places, and one can go away."""
+    browser.open(serve(sites['int8']))
+    browser.ready()
+    browser.answer(photograph)
+    timed = browser.wait('measured[0]')
+    assert timed['names'] == ['mobilenext_100', 'mobilenetv2_035']
+    assert [len(times) for times in timed['times']] == [21, 21]
+    rows = [row.split() for row in browser.text('#times').splitlines()]
+    assert (rows[0][0], *rows[0][2:]) == ('mobilenext_100', '1.00', '21')
+    assert float(rows[1][1]) == pytest.approx(np.median(timed['times'][1]), abs=0.06)
+    assert 'WebAssembly with SIMD on the processor, one thread; Chrom' in browser.text('#device')
+    shown = [item.text.split('\n') for item in browser.driver.find_elements('css selector', 'article:first-of-type li')]
+    shares = [float(percent.removesuffix(' %')) for _, percent in shown]
+    assert len(shares) == 5
+    assert shares == sorted(shares, reverse=True)
+    assert browser.js('return document.getElementById("spoken").textContent').startswith(
+        f'mobilenext_100: {shown[0][0]}, {shown[0][1]}. mobilenetv2_035: ')
+
+    browser.select(0, 'mobilenetv2_035')
+    browser.wait('document.querySelectorAll("article select")[1].value === "mobilenext_100"')
+    assert list(browser.answer(photograph)) == ['mobilenetv2_035', 'mobilenext_100']
+    browser.select(1, '')
+    assert list(browser.answer(photograph, 1)) == ['mobilenetv2_035']
+    browser.js('measured.length = 0')
+    browser.click('#measure')
+    assert browser.wait('measured[0]')['names'] == ['mobilenetv2_035']
+    assert not browser.errors()
+
+
+def test_drop_and_paste(browser, serve, sites, photograph):
+    """A picture can be dropped and pasted; what is no picture is a sentence."""
+    browser.open(serve(sites['int8']))
+    browser.ready()
+    right = browser.answer(photograph)['mobilenext_100']
+    give = """
+        const file = new File([Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0))], 'given.jpg');
+        const data = new DataTransfer();
+        if (arguments[2]) data.items.add(file); else data.setData('text/plain', 'words');
+        heard.length = 0;
+        const options = {dataTransfer: data, clipboardData: data, bubbles: true, cancelable: true};
+        document.body.dispatchEvent(arguments[1] === 'drop' ?
+          new DragEvent('drop', options) : new ClipboardEvent('paste', options));
+    """
+    content = base64.b64encode(photograph.read_bytes()).decode()
+    for way, said in (('drop', 'That was no file'), ('paste', 'There is no picture in the clipboard.')):
+        browser.js(give, content, way, True)
+        answers = browser.wait('heard.find(its => its.name === "given.jpg" && its.answers.length === 2)')['answers']
+        np.testing.assert_array_equal(answers[0]['logits'], right)
+        browser.js(give, content, way, False)
+        assert browser.text('#message').startswith(said)
+
+
+def test_offline(browser, serve, sites, photograph):
+    """After one visit the page starts and answers without a server, on what it stored."""
+    browser.open(serve(sites['fp32']))
+    browser.ready()
+    first = browser.answer(photograph)
+    browser.js('await navigator.serviceWorker.ready')
+    serve.stop()
+    browser.driver.refresh()
+    browser.ready()
+    again = browser.answer(photograph)
+    for name, logits in first.items():
+        np.testing.assert_allclose(again[name], logits, atol=1e-5)
+    browser.select(1, 'Ziffern')  # which was not looked at before
+    browser.wait('document.querySelectorAll("article [role=alert]")[1].textContent')
+    said = browser.text('article:nth-of-type(2) [role=alert]')
+    assert said == 'Ziffern could not be loaded: it is not stored here, and the server cannot be reached.'
+    assert browser.answer(photograph, 1)
+
+
+def test_newer_version(browser, serve, sites, tmp_path):
+    """When the site was made anew, the next visit brings the new page, which forgets the networks that are gone."""
+    site = change(sites['int8'], tmp_path / 'site')
+    browser.open(serve(site))
+    browser.ready()
+    browser.js('await navigator.serviceWorker.ready')
+    about = json.loads((site / 'models.json').read_text())
+    about['models'] = about['models'][:1]
+    (site / 'models.json').write_text(json.dumps(about))
+    (site / 'sw.js').write_text((site / 'sw.js').read_text().replace("const VERSION = '", "const VERSION = 'new-"))
+    browser.driver.refresh()
+    browser.wait('caches.keys().then(names => names.length === 2 && names.some(name => name.includes("new-")))')
+    browser.driver.refresh()
+    browser.ready(1)
+    browser.wait('caches.open(`timm-mobilenext:${location.pathname}:files`).then(cache => cache.keys())'
+                 '.then(kept => kept.length === 2)')
+
+
+def test_plain_host(browser, serve, sites, photograph):
+    """On a host that sends no headers, below a path, it works with one thread, with more from the second visit on."""
+    url = serve(sites['int8'].parent, is_plain=True) + 'int8/'
+    browser.open(url)
+    browser.ready()
+    first = browser.answer(photograph)
+    assert not browser.js('return crossOriginIsolated')
+    browser.wait('measured.length')
+    assert 'one thread' in browser.text('#device')
+    browser.js('await navigator.serviceWorker.ready')
+    browser.open(f'{url}index.html?threads=2')
+    browser.ready()
+    assert browser.js('return crossOriginIsolated')
+    again = browser.answer(photograph)
+    browser.wait('measured.length')
+    assert '2 threads' in browser.text('#device')
+    for name, logits in first.items():
+        np.testing.assert_allclose(again[name], logits, atol=1e-4)
+    assert not browser.errors()
+
+
+def png(width: int, height: int) -> bytes:
+    """Return the start of a PNG of a size."""
+    return b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0) + b'\0' * 4
+
+
+def test_bad_pictures(browser, serve, sites, photograph, tmp_path):
+    """What cannot be classified is one sentence, and the page goes on."""
+    content = photograph.read_bytes()
+    browser.open(serve(sites['int8']))
+    browser.ready()
+    for name, bad, said in (
+            ('words.jpg', b'These are words.', 'words.jpg is no picture: expected JPEG, PNG, WebP, GIF, AVIF or BMP.'),
+            ('empty.png', b'', 'empty.png is empty.'),
+            ('cut.jpg', content[:len(content) // 50],
+             'cut.jpg is damaged or cut off: it starts as JPEG, but the browser cannot decode it.'),
+            ('a.heic', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic',
+             'a.heic cannot be shown: this browser does not read HEIC'),
+            ('scan.tif', b'II*\0\x08\0\0\0',
+             'scan.tif cannot be shown: browsers do not read TIFF. Save it as JPEG or PNG.'),
+            ('logo.svg', b'<?xml version="1.0"?><svg/>', 'logo.svg cannot be shown: a drawing (SVG) has no pixels.'),
+            ('huge.png', png(20_000, 15_000),
+             'huge.png has 300 million pixels, expected at most 120: make it smaller.')):
+        (tmp_path / name).write_bytes(bad)
+        browser.give(tmp_path / name)
+        browser.wait('document.getElementById("message").textContent.startsWith(arguments[0])', said)
+        assert len(browser.answer(photograph)) == 2
+        assert browser.text('#message') == ''
+
+
+def test_odd_pictures(browser, serve, sites, expected, photograph, tmp_path):
+    """What is answered otherwise than one might think has a sentence beside it."""
+    with Image.open(photograph) as opened:
+        image = opened.convert('RGB')
+    moving = dict(save_all=True, append_images=[image.rotate(90)])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pictures = {
+        'deep.png': (
+            Image.fromarray(np.asarray(image.convert('L')).astype(np.uint16) * 257), {}, 'It has 16 bits a channel'),
+        'print.jpg': (image.convert('CMYK'), {}, 'Its colours are for print (CMYK)'),
+        'moving.gif': (image, dict(moving, loop=0), 'It is animated'),
+        'moving.webp': (image, moving, 'It is animated'),
+        'moving.png': (image, moving, 'It is animated'),
+        'line.png': (image.resize((1, 20_000)), {}, 'The network sees the middle of it, 0.004 %.'),
+        'many.jpg': (image.resize((6000, 4000)), dict(exif=turned), 'It has 24 million pixels and was reduced first'),
+    }
+    browser.open(serve(sites['fp32']))
+    browser.ready()
+    for name, (picture, options, said) in pictures.items():
+        picture.save(tmp_path / name, **options)
+        answers = browser.answer(tmp_path / name)
+        assert browser.text('#note').startswith(said), name
+    for name, logits in answers.items():  # of the last, which is reduced and turned
+        assert logits.argmax() == expected(tmp_path / 'many.jpg', name).argmax()
+    assert browser.js('const {width, height} = document.getElementById("preview"); return width < height')
+    assert not browser.errors()
+
+
+FAILURES = {
+    'missing': (lambda packed: None, 'the server has no such file (404)'),
+    'cut': (lambda packed: packed[:-1000], 'the download was cut off after'),
+    'damaged': (lambda packed: b'\0' * len(packed), ''),
+}
+
+
+@pytest.mark.parametrize('failure', FAILURES)
+def test_network_that_fails(failure, browser, serve, sites, photograph, tmp_path):
+    """A network that does not load is a sentence and a button, the other one answers, and it can be tried again."""
+    spoil, said = FAILURES[failure]
+    packed, = (sites['int8'] / 'files').glob('mobilenetv2*')
+    site = change(sites['int8'], tmp_path / 'site', **{packed.name: spoil(packed.read_bytes())})
+    browser.open(serve(site))
+    browser.wait('document.querySelectorAll("article [role=alert]")[1]?.textContent')
+    alert = browser.text('article:nth-of-type(2) [role=alert]')
+    assert alert.startswith(f'mobilenetv2_035 could not be loaded: {said}')
+    assert list(browser.answer(photograph, 1)) == ['mobilenext_100']
+    shutil.copy(packed, site / 'files')
+    browser.click('article:nth-of-type(2) button')
+    assert len(browser.answer(photograph)) == 2
+    assert 'could not' not in browser.text('article:nth-of-type(2)')
+
+
+@pytest.mark.parametrize(('name', 'said'), [
+    ('models.json', 'The list of the networks could not be loaded: the server answers 404. Load the page again.'),
+    ('worker.js', 'mobilenext_100 could not be loaded: a part of the page is missing.'),
+    ('ort-wasm-*.wasm.gz', 'mobilenext_100 could not be loaded: the server has no such file (404).'),
+    ('ort-wasm-simd-threaded.mjs', 'mobilenext_100 could not be loaded: '),
+])
+def test_page_that_misses_a_part(name, said, browser, serve, sites, tmp_path):
+    """A part of the site that is not there is a sentence."""
+    site = change(sites['int8'], tmp_path / 'site')
+    url = serve(site)
+    next(site.rglob(name)).unlink()
+    browser.open(url)
+    browser.wait('document.getElementById("answers").innerText.includes(arguments[0])', said)
+
+
+@pytest.mark.parametrize('script', [
+    'WebAssembly.validate = () => false;', 'delete window.OffscreenCanvas;', 'delete window.DecompressionStream;'])
+def test_old_browser(script, browser, serve, sites):
+    """A browser that lacks what the page needs is told so."""
+    browser.open(serve(sites['int8']), script)
+    browser.wait('document.getElementById("wait").textContent.startsWith(arguments[0])',
+                 'This browser cannot run the network: it lacks WebAssembly with SIMD')
+
+
+def test_no_storage(browser, serve, sites, photograph):
+    """Where the storage is full, or there is none, the page works and says what follows."""
+    url = serve(sites['int8'])
+    browser.driver.get(url + 'README.md')  # the quota is that of an origin that is open
+    browser.cdp('Storage.overrideQuotaForOrigin', origin=url.rstrip('/'), quotaSize=100_000)
+    browser.open(url)
+    browser.ready()
+    browser.answer(photograph)
+    assert 'The storage of this browser is full' in browser.text('#note')
+    browser.open(serve(sites['int8']), 'delete window.caches; delete Navigator.prototype.serviceWorker;')
+    browser.ready()
+    assert len(browser.answer(photograph)) == 2
+
+
+def test_camera(chromium, serve, sites, expected, tmp_path):
+    """The camera is classified live, a picture is taken and classified as in Python, and the camera stops."""
+    browser = chromium(*FAKE_CAMERA)
+    try:
+        browser.open(serve(sites['fp32']))
+        browser.ready()
+        browser.click('#camera')
+        browser.wait('heard.filter(its => its.name === "camera" && its.answers.length === 2).length > 4')
+        assert browser.text('#camera') == 'Stop the camera'
+        assert browser.text('article:first-of-type .ms').endswith(' ms')
+        browser.js('OffscreenCanvas.prototype.convertToBlob = new Proxy(OffscreenCanvas.prototype.convertToBlob, {'
+                   'apply: async (...given) => window.taken = await Reflect.apply(...given)})')
+        browser.click('#shoot')
+        answers = browser.wait(
+            'heard.findLast(its => its.name === "The photograph" && its.answers.length === 2)')['answers']
+        (tmp_path / 'taken.png').write_bytes(bytes(browser.js('return [...new Uint8Array(await taken.arrayBuffer())]')))
+        with Image.open(tmp_path / 'taken.png') as taken:
+            assert min(taken.size) > 100
+            assert len(taken.getcolors(1 << 24)) > 10
+        for answer in answers:
+            np.testing.assert_allclose(answer['logits'], expected(tmp_path / 'taken.png', answer['name']), atol=1e-4)
+        assert browser.js('return document.getElementById("video").srcObject') is None
+        assert browser.text('#camera') == 'Camera'
+        assert not browser.errors()
+
+        browser.click('#camera')
+        browser.wait('document.getElementById("video").srcObject')
+        browser.js('const [track] = document.getElementById("video").srcObject.getVideoTracks(); track.stop();'
+                   'track.dispatchEvent(new Event("ended"))')
+        browser.wait('document.getElementById("message").textContent === "The camera was taken away."')
+    finally:
+        browser.driver.quit()
+
+
+def test_no_camera(browser, serve, sites, photograph):
+    """No camera, one that is refused or in use, and a page that may not have one, are a sentence."""
+    url = serve(sites['int8'])
+    browser.open(url)
+    browser.ready()
+    browser.click('#camera')
+    browser.wait('document.getElementById("message").textContent === "There is no camera on this device."')
+    for name, said in (
+            ('NotAllowedError', 'The camera was refused: allow it'), ('NotReadableError', 'The camera is in use')):
+        browser.js(
+            'navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("", arguments[0]) }', name)
+        browser.click('#camera')
+        browser.wait('document.getElementById("message").textContent.startsWith(arguments[0])', said)
+    browser.open(
+        url, 'delete Navigator.prototype.mediaDevices; '
+        'Object.defineProperty(window, "isSecureContext", {value: false})')
+    browser.ready()
+    browser.click('#camera')
+    browser.wait('document.getElementById("message").textContent'
+                 '.startsWith("Browsers give the camera only to pages that came by")')
+    assert len(browser.answer(photograph)) == 2
+
+
+@pytest.mark.parametrize(('width', 'height'), [(360, 740), (1280, 800)])
+@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
+def test_everybody(width, height, dark, browser, serve, sites, npm, photograph):
+    """On phones and desktops, light and dark: axe finds no fault, nothing is wider than the screen, keys reach all."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser.size(width, height, dark)
+    browser.open(serve(sites['int8']))
+    browser.ready()
+    browser.answer(photograph)
+    browser.wait('measured.length')
+    browser.cdp('Runtime.evaluate', expression=(npm / 'axe-core' / 'axe.min.js').read_text())
+    found = browser.js('return await axe.run()')
+    assert [(its['id'], [node['html'] for node in its['nodes']]) for its in found['violations']] == []
+    assert len(found['passes']) > 20
+    assert browser.js('return document.documentElement.scrollWidth <= innerWidth')
+    labels = browser.driver.find_elements('css selector', '.bars li span:first-child')
+    assert len(labels) == 10
+    assert all(label.rect['x'] >= 0 and label.rect['x'] + label.rect['width'] <= width for label in labels)
+    assert browser.js('return document.querySelectorAll(".bars b").length') == 0
+    reached = []
+    for _ in range(5):
+        ActionChains(browser.driver).send_keys(Keys.TAB).perform()
+        reached.append(browser.js('return document.activeElement.id || document.activeElement.tagName'))
+    assert reached == ['file', 'camera', 'SELECT', 'SELECT', 'measure']

@@ -1,0 +1,38 @@
+// The camera, and what went wrong with it in a sentence.
+
+const WHY = {
+  NotAllowedError: 'The camera was refused: allow it for this page in the browser, then press the button again.',
+  NotFoundError: 'There is no camera on this device.',
+  NotReadableError: 'The camera is in use by another program.',
+};
+
+/** Show the camera in a <video>; `onEnd` is called when it goes away by itself. */
+export async function start(video, onEnd) {
+  if (!navigator.mediaDevices?.getUserMedia) {
+    throw new Error(isSecureContext ? 'This browser gives pages no camera.' :
+      'Browsers give the camera only to pages that came by https, or from this device.');
+  }
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({
+      audio: false, video: {facingMode: 'environment', width: {ideal: 1280}, height: {ideal: 720}}});
+  } catch (error) {
+    throw new Error(WHY[error.name] ?? `The camera does not start: ${error.message}`);
+  }
+  video.srcObject = stream;
+  stream.getVideoTracks()[0].addEventListener('ended', onEnd);
+  await video.play();
+}
+
+/** Stop it, and turn its light off. */
+export function stop(video) {
+  video.srcObject?.getTracks().forEach(track => track.stop());
+  video.srcObject = null;
+}
+
+/** The present frame, as it is, a PNG. */
+export async function photograph(video) {
+  const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+  canvas.getContext('2d', {alpha: false}).drawImage(video, 0, 0);
+  return new File([await canvas.convertToBlob()], 'The photograph', {type: 'image/png'});
+}

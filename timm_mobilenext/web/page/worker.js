@@ -1,0 +1,117 @@
+// Decodes, prepares and classifies images, beside the page, which stays responsive.
+import * as ort from './onnxruntime-web/ort.wasm.min.mjs';
+import {explain, inspect} from './formats.js';
+import {plan, prepare} from './preprocess.js';
+
+const MOST_PIXELS = 120e6;  // beyond this browsers give black pictures, or give up
+const CANVAS_PIXELS = 16_777_216;  // the most that some phones hold of a picture; larger ones are reduced first
+const PREVIEW = 720;  // pixels of the longer edge of what is shown
+
+const networks = new Map();  // name -> {model, session}
+
+const find = names => names.map(name => networks.get(name));
+
+class Told extends Error {}  // its message is a sentence for the user
+
+const commands = {
+  start({wasm, threads}) {
+    const mjs = new URL('onnxruntime-web/ort-wasm-simd-threaded.mjs', import.meta.url).href;
+    Object.assign(ort.env.wasm, {wasmBinary: wasm, numThreads: threads, wasmPaths: {mjs}});
+  },
+
+  async load({model, bytes}) {
+    networks.set(model.name, {model, session: await ort.InferenceSession.create(bytes, {executionProviders: ['wasm']})});
+  },
+
+  async unload({name}) {
+    await networks.get(name)?.session.release();
+    networks.delete(name);
+  },
+
+  /** Classify a file, or an ImageBitmap of the camera. */
+  async classify({image, names}) {
+    const start = performance.now();
+    const {bitmap, notes} = image instanceof Blob ? await decode(image) : {bitmap: image, notes: []};
+    try {
+      const decoded = performance.now(), {width, height} = bitmap, read = reader(bitmap), inputs = {}, answers = [];
+      const chosen = find(names);
+      for (const {model} of chosen) inputs[look(model)] ??= prepare(read, width, height, model);
+      const prepared = performance.now();
+      for (const network of chosen) answers.push({name: network.model.name, ...await run(network, inputs[look(network.model)])});
+      const [x, y] = plan(width, height, chosen[0].model), part = x.seen[1] * y.seen[1];
+      if (part < 0.25) notes.push(`The network sees the middle of it, ${(100 * part).toPrecision(1)} %.`);
+      const scale = Math.min(1, PREVIEW / Math.max(width, height));
+      const resizeWidth = Math.ceil(width * scale), resizeHeight = Math.ceil(height * scale);
+      return {
+        answers, notes, crop: {x: x.seen, y: y.seen}, ms: {decode: decoded - start, prepare: prepared - decoded},
+        preview: image === bitmap ? null : await createImageBitmap(bitmap, {resizeWidth, resizeHeight}),
+      };
+    } finally {
+      bitmap.close();
+    }
+  },
+
+  /** Time the networks in turn; returns the milliseconds of each run. */
+  async measure({names, rounds, atMost}) {
+    const chosen = find(names), times = names.map(() => []), start = performance.now();
+    for (let round = -2; round < rounds && (round < 5 || performance.now() - start < atMost); round++) {  // two to warm up
+      for (const [i, network] of chosen.entries()) {
+        const {ms} = await run(network, blank(network.model));
+        if (round >= 0) times[i].push(ms);
+      }
+    }
+    return times;
+  },
+};
+
+/** What decides how an image is prepared. */
+const look = ({input_size, interpolation, crop_pct, crop_mode, mean, std}) =>
+  JSON.stringify([input_size, interpolation, crop_pct, crop_mode, mean, std]);
+
+const blank = ({input_size: [c, h, w]}) => new Float32Array(c * h * w);
+
+async function run({model, session}, input) {
+  const tensor = new ort.Tensor('float32', input, [1, ...model.input_size]), start = performance.now();
+  const output = await session.run({[session.inputNames[0]]: tensor});
+  return {ms: performance.now() - start, logits: [...output[session.outputNames[0]].data]};
+}
+
+async function decode(file) {
+  const head = inspect(new Uint8Array(await file.slice(0, 1 << 20).arrayBuffer())), {width, height, notes} = head;
+  const pixels = width * height, options = {colorSpaceConversion: 'none'};
+  if (pixels > MOST_PIXELS) {
+    throw new Told(`${file.name} has ${Math.round(pixels / 1e6)} million pixels, expected at most ${MOST_PIXELS / 1e6}: make it smaller.`);
+  }
+  if (pixels > CANVAS_PIXELS) {
+    const shape = Math.min(width, height) / Math.max(width, height);
+    options.resizeQuality = 'high';  // the camera may have been turned, but for panoramas
+    options.resizeWidth = Math.floor(Math.sqrt(CANVAS_PIXELS * (shape < 0.25 ? width / height : shape)));
+    notes.push(`It has ${Math.round(pixels / 1e6)} million pixels and was reduced first: Python may answer a little otherwise.`);
+  }
+  try {
+    return {notes, bitmap: await createImageBitmap(file, options)};
+  } catch {
+    throw new Told(explain(file.name, file.size, head));
+  }
+}
+
+/** Read rectangles of a picture, white where it is transparent; one strip of it is copied at a time. */
+function reader(bitmap) {
+  const canvas = new OffscreenCanvas(1, 1), context = canvas.getContext('2d', {willReadFrequently: true, alpha: false});
+  return (x, y, width, height) => {
+    if (canvas.width !== width || canvas.height < height) Object.assign(canvas, {width, height});
+    context.fillStyle = '#fff';
+    context.fillRect(0, 0, width, height);
+    context.drawImage(bitmap, x, y, width, height, 0, 0, width, height);
+    return context.getImageData(0, 0, width, height).data;
+  };
+}
+
+self.onmessage = async ({data: {id, command, ...given}}) => {
+  try {
+    const result = await commands[command](given);
+    self.postMessage({id, result}, result?.preview ? [result.preview] : []);
+  } catch (error) {
+    self.postMessage({id, error: String(error.message ?? error), isTold: error instanceof Told});
+  }
+};
