@@ -97,9 +97,10 @@ def trained_folders(pictures, tmp_path_factory) -> list[Path]:
         model.eval()
         with torch.inference_mode():
             assert (model(images).argmax(1) == labels).float().mean() > 0.6  # they have learned something
-        model.pretrained_cfg.update(config, label_names=LABELS)
+        model.pretrained_cfg.update(config)
         folders.append(tmp_path_factory.mktemp('trained') / name)
-        timm.models.save_for_hf(model, folders[-1], safe_serialization=True, model_args=kwargs)
+        timm.models.save_for_hf(
+            model, folders[-1], safe_serialization=True, model_args=kwargs, model_config=dict(label_names=LABELS))
     return folders
 
 

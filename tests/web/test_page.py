@@ -467,6 +467,7 @@ def test_everybody(width, height, dark, browser, serve, sites, npm, photograph):
     assert browser.js('return document.documentElement.scrollWidth <= innerWidth')
     labels = browser.driver.find_elements('css selector', '.bars li span:first-child')
     assert len(labels) == 10
+    assert {label.text for label in labels} <= {*json.loads((sites['int8'] / 'models.json').read_text())['labels'][0]}
     assert all(label.rect['x'] >= 0 and label.rect['x'] + label.rect['width'] <= width for label in labels)
     assert browser.js('return document.querySelectorAll(".bars b").length') == 0
     reached = []

@@ -146,9 +146,9 @@ async function choose(slot, name) {
 
 function addSlot(title, names) {
   const slot = {
-    select: make('select', {}, ...names.map(name => make('option', {value: name, dir: 'auto'}, name || 'none'))),
+    received: 0, select: make('select', {}, ...names.map(name => make('option', {value: name, dir: 'auto'}, name || 'none'))),
     facts: make('p', {className: 'facts'}), progress: make('progress', {ariaLabel: `${title}: loading`}), amount: make('span'),
-    error: make('p', {role: 'alert'}), retry: make('button', {}, 'Try again'),
+    error: make('p', {role: 'alert'}), retry: make('button', {hidden: true}, 'Try again'),
     bars: make('ol', {className: 'bars'}), ms: make('p', {className: 'ms'}),
   };
   slot.loading = make('p', {className: 'loading'}, slot.progress, slot.amount);
@@ -193,7 +193,7 @@ async function classify() {
     $('note').textContent = notes.join(' ');
     showFrame(canvas, crop);
     show(result, picture.name);
-    if (slots.every(({name}) => !name || ready.has(name)) && names.some(name => !timed.has(name))) await measure();
+    if (slots.every(({name, retry}) => !name || ready.has(name) || !retry.hidden) && names.some(name => !timed.has(name))) await measure();
   }
   preview.close();
 }
@@ -340,10 +340,10 @@ async function main() {
   describeDevice();
   const names = [...models.keys()], first = addSlot('Network', names);
   const second = names.length > 1 ? addSlot('Beside it', ['', ...names]) : null;
-  if (second) second.name = second.select.value = '';
+  // The second waits for the first, and is not loaded by itself where the user saves data.
+  if (second) second.name = second.select.value = navigator.connection?.saveData ? '' : names[1];
   await choose(first, names[0]);
-  // The second comes when the first can answer, and not by itself where the user saves data.
-  if (second && !second.name) await choose(second, navigator.connection?.saveData ? '' : names.find(name => name !== first.name));
+  if (second && !loading.has(second.name)) await choose(second, second.name);
   await keepOnly([site.runtime.path, ...site.models.map(model => model.file.path)]);
   await navigator.serviceWorker?.register('sw.js', {updateViaCache: 'none'});
 }

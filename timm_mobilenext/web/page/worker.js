@@ -3,8 +3,8 @@ import * as ort from './onnxruntime-web/ort.wasm.min.mjs';
 import {explain, inspect} from './formats.js';
 import {plan, prepare} from './preprocess.js';
 
-const MOST_PIXELS = 120e6;  // beyond this browsers give black pictures, or give up
-const CANVAS_PIXELS = 16_777_216;  // the most that some phones hold of a picture; larger ones are reduced first
+const MOST_PIXELS = 120e6;  // beyond it browsers give black pictures
+const CANVAS_PIXELS = 16_777_216;  // the most that some phones hold of a picture
 const PREVIEW = 720;  // pixels of the longer edge of what is shown
 
 const networks = new Map();  // name -> {model, session}
