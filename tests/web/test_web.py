@@ -2,6 +2,7 @@
 import gzip
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
+from pages import DOCS, commands
 
 from timm_mobilenext import web
 from timm_mobilenext._authors import LICENSE
@@ -197,6 +199,24 @@ def test_bad_models(trained_folders, runtime, tmp_path, monkeypatch):
     (tmp_path / 'site').mkdir()
     with pytest.raises(SystemExit, match=r'^error: site exists: expected a new folder'):
         web.main([str(folder), '--output', 'site', '--runtime', str(runtime)])
+
+
+def test_docs(trained, npm, tmp_path):
+    """The page about it and the README name the version of the runtime that is pinned, and its commands run."""
+    text = (DOCS / 'web.md').read_text()
+    for page in (text, (DOCS.parent / 'README.md').read_text()):
+        assert set(re.findall(r'onnxruntime-web@([\d.]+)', page)) == {web.VERSION}
+    (tmp_path / 'names.txt').write_text('\n'.join('abcdefghij'))
+    (tmp_path / 'model_best.pth.tar').symlink_to(trained)
+    (tmp_path / 'node_modules').symlink_to(npm)
+    install, pretrained, own = commands(text)
+    assert install.startswith('npm install ')
+    assert shlex.split(pretrained)[:4] == ['python', '-m', 'timm_mobilenext', 'web']  # test_pretrained_name runs it
+    result = command(*shlex.split(own)[4:], cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    about = json.loads((tmp_path / 'flowers' / 'models.json').read_text())
+    first, = about['models']
+    assert (about['title'], first['name'], about['labels'][0][2]) == ('Which flower is it?', 'Flowers', 'c')
 
 
 def test_without_exporter(trained_folders, runtime, monkeypatch, tmp_path):
