@@ -178,3 +178,29 @@ def from_official(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
             name = f'{prefix}.{layers[match[2]]}' if match[2] in layers else None
         out[key if name is None else f'{name}.{leaf}'] = value
     return out
+
+
+# Their detector: https://github.com/houqb/ssdlite-pytorch-mobilenext, ssd/modeling/backbone/mobilenext.py. Its backbone
+# is the ReLU6 family with the keys of mnext.py and, of each extra block, a Sequential of convs, norms and activations.
+_EXTRA = {'0': '0.0', '1': '0.1', '3': '1.0', '4': '1.1', '5': '2.0', '6': '2.1'}
+_EXTRA_KEY = re.compile(r'extras\.(\d+)\.(\d+)\.(\w+)')
+
+
+def split_ssdlite(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a state dict of the authors' SSDLite backbone; one of a classifier has only the first part.
+
+    Args:
+        state_dict: The state dict.
+
+    Returns:
+        The part that a classifier has, with its keys as they are, and the extra blocks with the keys of
+        `detection.SSDLiteFeatureExtractor.extra`. A key that an extra block has no place for is in the first part.
+    """
+    network, extra = {}, {}
+    for key, value in state_dict.items():
+        match = _EXTRA_KEY.fullmatch(key)
+        if match and match[2] in _EXTRA:
+            extra[f'{match[1]}.{_EXTRA[match[2]]}.{match[3]}'] = value
+        else:
+            network[key] = value
+    return network, extra
