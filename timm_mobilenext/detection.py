@@ -3,7 +3,7 @@
 torchvision's ssdlite.py with another backbone: its `SSD`, `SSDLiteHead` and `DefaultBoxGenerator`, so its losses and
 its post-processing. The taps and the extra blocks are those of the authors' detector, which `_authors.py` names.
 """
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -122,6 +122,7 @@ def ssdlite320(
         weights_backbone: str | Path | Mapping[str, Any] | None = None,
         backbone_kwargs: Mapping[str, Any] | None = None,
         norm_layer: Callable[..., nn.Module] | None = None,
+        anchor_generator: DefaultBoxGenerator | None = None,
         **kwargs: Any,
 ) -> SSD:
     """Build SSDLite at 320 x 320 pixels on a MobileNeXt or any other network of timm.
@@ -140,6 +141,7 @@ def ssdlite320(
         backbone_kwargs: More arguments of `timm.create_model`.
         norm_layer: Normalization of the extra blocks and the heads; by default a batch norm with the authors' eps and
             momentum, which are PyTorch's, in the blocks and with torchvision's in the heads.
+        anchor_generator: Default boxes on the six maps, by default torchvision's, from 0.2 to 0.95 of the image.
         **kwargs: Arguments of torchvision's `SSD`.
 
     Raises:
@@ -162,7 +164,8 @@ def ssdlite320(
         features.extra.load_state_dict(extra)
 
     # from here on the numbers are those of torchvision's ssdlite.py
-    anchor_generator = DefaultBoxGenerator([[2, 3] for _ in features.out_channels], min_ratio=0.2, max_ratio=0.95)
+    if anchor_generator is None:
+        anchor_generator = DefaultBoxGenerator([[2, 3] for _ in features.out_channels], min_ratio=0.2, max_ratio=0.95)
     head = SSDLiteHead(
         features.out_channels, anchor_generator.num_anchors_per_location(), num_classes,
         norm_layer or partial(nn.BatchNorm2d, eps=0.001, momentum=0.03))
@@ -172,35 +175,41 @@ def ssdlite320(
     return SSD(features, anchor_generator, (320, 320), num_classes, head=head, **{**defaults, **kwargs})
 
 
-def check_targets(targets: Iterable[Mapping[str, torch.Tensor]], num_classes: int) -> None:
+def check_targets(
+        targets: Sequence[Mapping[str, torch.Tensor]],
+        num_classes: int,
+        names: Sequence[str] | None = None,
+) -> None:
     """Raise an error unless an SSD of so many classes can be trained on all targets.
 
-    The network itself finds a box of no area and a label outside the classes when it comes to them, which may be in the
-    second hour, and says of a label no more than that it is out of bounds.
+    The network finds a box of no area when it comes to it, which may be in the second hour, and says of a label outside
+    the classes no more than that it is out of bounds.
 
     Args:
         targets: What the network is given with the images: `boxes` (N, 4), as x1, y1, x2, y2, and `labels` (N,). An
-            image without boxes has boxes (0, 4); it teaches nothing, since SSD draws background by the boxes.
+            image without boxes has boxes (0, 4); it teaches nothing, since SSD takes background by the number of boxes.
         num_classes: Number of classes, the background among them.
+        names: What to call the targets in an error, by default their numbers.
 
     Raises:
-        ValueError: If a target is none, a box has no area, a label is not of the classes, or there are no boxes at all.
+        ValueError: If boxes and labels do not go together, a box has no area, a label is not of the classes, or there
+            are no boxes at all.
     """
-    total = 0
     for i, target in enumerate(targets):
+        name = names[i] if names else f'target {i}'
         boxes, labels = target['boxes'], target['labels']
         if boxes.shape != (len(labels), 4):
             raise ValueError(
-                f'Target {i} has boxes of shape {tuple(boxes.shape)} and {len(labels)} labels: expected (N, 4) and N, '
-                '(0, 4) and 0 for an image without boxes.')
-        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            if not (box[0] < box[2] and box[1] < box[3]):
+                f'{name} has boxes of shape {tuple(boxes.shape)} and {len(labels)} labels: expected (N, 4) and N, for '
+                'an image without boxes (0, 4) and 0.')
+        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            if not (x1 < x2 and y1 < y2):
                 raise ValueError(
-                    f'Target {i} has the box {box}, which has no area: expected x1 < x2 and y1 < y2. Mend or drop it.')
+                    f'{name} has the box ({x1:g}, {y1:g}, {x2:g}, {y2:g}), which has no area: expected x1 < x2 and '
+                    'y1 < y2. Correct the box or take it out.')
             if not 0 < label < num_classes:
                 raise ValueError(
-                    f'Target {i} has the label {label}: expected 1 to {num_classes - 1}, since 0 is the background of '
-                    f'num_classes={num_classes}.')
-        total += len(labels)
-    if not total:
-        raise ValueError('There is not one box in the targets: expected some to learn from.')
+                    f'{name} has the label {label}: expected 1 to {num_classes - 1}, since num_classes={num_classes} '
+                    'counts the background, which is 0.')
+    if not any(len(target['labels']) for target in targets):
+        raise ValueError(f'There are no boxes in {len(targets)} targets: expected some to learn from.')
