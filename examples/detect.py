@@ -178,7 +178,8 @@ def main() -> None:
     add('--batch-size', type=int, default=8, help='(default: %(default)s)')
     add('--lr', type=float, default=2e-3, help='highest learning rate (default: %(default)s)')
     add('--weight-decay', type=float, default=0.05, help='(default: %(default)s)')
-    add('--min-ratio', type=float, default=0.2, help='smallest default box, share of the image (default: %(default)s)')
+    add('--scales', nargs=7, type=float, default=[0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.], metavar='SHARE',
+        help='sizes of the default boxes of the six maps and one more, shares of the image (default: %(default)s)')
     add('--vflip', type=float, default=0., help='probability of a vertical flip (default: %(default)s)')
     add('--workers', type=int, default=0, help='processes that load images (default: %(default)s)')
     add('--seed', type=int, default=0, help='(default: %(default)s)')
@@ -193,7 +194,7 @@ def main() -> None:
         model = ssdlite320(
             args.backbone, len(data.classes) + 1, pretrained_backbone=args.pretrained,
             backbone_kwargs=args.backbone_kwargs,
-            anchor_generator=DefaultBoxGenerator([[2, 3]] * 6, min_ratio=args.min_ratio, max_ratio=0.95))
+            anchor_generator=DefaultBoxGenerator([[2, 3]] * 6, scales=args.scales))
     except ValueError as error:
         sys.exit(f'error: {error}')
     model.to(memory_format=torch.channels_last)

@@ -308,7 +308,7 @@ def detect(example, voc, tmp_path, monkeypatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(('args', 'arguments'), [
-    (['--vflip', '0.5', '--min-ratio', '0.1'], dict(backbone=SMALL)),
+    (['--vflip', '0.5', '--scales', '0.1', '0.4', '0.5', '0.65', '0.8', '0.95', '1'], dict(backbone=SMALL)),
     (['--backbone', 'mobilenetv2_035'], dict(backbone='mobilenetv2_035')),
     (['--backbone-kwargs', 'width_mult=0.1'], dict(backbone=SMALL, backbone_kwargs=dict(width_mult=0.1)))])
 def test_example(args, arguments, detect, tmp_path, capsys):
