@@ -180,6 +180,7 @@ def main() -> None:
     add('--weight-decay', type=float, default=0.05, help='(default: %(default)s)')
     add('--scales', nargs=7, type=float, default=[0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.], metavar='SHARE',
         help='sizes of the default boxes of the six maps and one more, shares of the image (default: %(default)s)')
+    add('--iou-thresh', type=float, default=0.5, help='overlap of a default box with its box (default: %(default)s)')
     add('--vflip', type=float, default=0., help='probability of a vertical flip (default: %(default)s)')
     add('--workers', type=int, default=0, help='processes that load images (default: %(default)s)')
     add('--seed', type=int, default=0, help='(default: %(default)s)')
@@ -193,7 +194,7 @@ def main() -> None:
         test = VOC(args.data_dir, args.test, data.classes)
         model = ssdlite320(
             args.backbone, len(data.classes) + 1, pretrained_backbone=args.pretrained,
-            backbone_kwargs=args.backbone_kwargs,
+            backbone_kwargs=args.backbone_kwargs, iou_thresh=args.iou_thresh,
             anchor_generator=DefaultBoxGenerator([[2, 3]] * 6, scales=args.scales))
     except ValueError as error:
         sys.exit(f'error: {error}')

@@ -1,7 +1,10 @@
 """timm_mobilenext.detection: the authors' features to the unit, torchvision's conventions, one line for bad input."""
 import copy
+import csv
+import importlib
 import importlib.util
 import json
+import runpy
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -360,3 +363,66 @@ def test_example_bad_input(objects, image, args, message, detect, voc, tmp_path,
     assert '\n' not in error.value.code
     assert 'epoch' not in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+def test_segmentation_example(voc, tmp_path, monkeypatch, capsys):
+    """examples/segment.py trains on ellipses in the boxes, reports IoU, writes a picture, a model and a row."""
+    pytest.importorskip('torchmetrics', reason="torchmetrics is not installed, which the extra 'segmentation' brings")
+    smp = pytest.importorskip(
+        'segmentation_models_pytorch', reason="the extra 'smp' is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / 'examples'))
+    segment = importlib.import_module('segment')
+    monkeypatch.setattr('sys.argv', [
+        'segment.py', '--data-dir', str(voc), '--output', str(tmp_path / 'out'), '--epochs', '2', '--batch-size', '2'])
+    segment.main()
+    assert 'mean IoU of bright, dark: ' in capsys.readouterr().out
+    with Image.open(tmp_path / 'out' / 'found.jpg') as picture:
+        assert picture.size == (2 * 196 + 4, 2 * 196 + 4)
+    header, row = (tmp_path / 'out' / 'results.csv').read_text().splitlines()
+    values = dict(zip(header.split(','), row.split(','), strict=True))
+    assert 0 <= float(values['iou']) <= 100
+    assert sum(p.numel() for p in smp.from_pretrained(tmp_path / 'out' / 'model').parameters()) == int(values['params'])
+    # the mask is the ellipse in the box, which covers pi / 4 of it
+    _, mask = segment.Masks(segment.VOC(voc, 'trainval'))[1]
+    assert mask.unique().tolist() == [0, 1]
+    ys, xs = mask.nonzero().unbind(1)
+    assert (xs.min() - 10 * 1.2).abs() < 1
+    assert (ys.max() - 70 * 1.6).abs() < 1.5
+    assert (mask > 0).sum().item() == pytest.approx(torch.pi / 4 * 60 * 80, rel=0.02)
+
+
+def test_docs_code():
+    """The Python of docs/detection.md runs."""
+    code = (ROOT / 'docs' / 'detection.md').read_text().split('```python\n')[1].split('```')[0]
+    namespace: dict = {}
+    exec(code, namespace)
+    assert {*namespace['losses']} == {'bbox_regression', 'classification'}
+    assert [{*found} for found in namespace['found']] == [{'boxes', 'labels', 'scores'}] * 2
+
+
+@pytest.mark.parametrize('example', ['detect', 'segment'])
+def test_results_are_of_equal_multiply_adds(example):
+    """The committed results have three seeds a network, whose multiply-adds, counted again, differ by under 3 %."""
+    benchmark = runpy.run_path(str(ROOT / 'benchmarks' / 'detection.py'))
+    with (ROOT / 'benchmarks' / 'results' / benchmark['RESULTS'][example]).open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted((row['label'], row['seed']) for row in rows) == sorted(
+        (label, str(seed)) for label in benchmark['NETWORKS'][example] for seed in range(3))
+    madds = []
+    for label, args in benchmark['NETWORKS'][example].items():
+        backbone_kwargs = {'width_mult': 0.38} if 'width_mult=0.38' in args else {}
+        if example == 'detect':
+            model = ssdlite320(args[1], num_classes=4, backbone_kwargs=backbone_kwargs)
+            images = [torch.zeros(3, 320, 320)]
+        else:
+            smp = pytest.importorskip('segmentation_models_pytorch', reason="the extra 'smp' is not installed")
+            model = smp.FPN(
+                f'tu-{args[1]}', encoder_weights=None, decoder_pyramid_channels=64, decoder_segmentation_channels=32,
+                classes=4)
+            images = torch.zeros(1, 3, 192, 192)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(images)
+        madds.append(counter.get_total_flops() // 2)
+        assert {(int(row['params']), int(row['madds'])) for row in rows if row['label'] == label} == {
+            (sum(p.numel() for p in model.parameters()), madds[-1])}
+    assert max(madds) <= 1.03 * min(madds)

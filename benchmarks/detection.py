@@ -1,0 +1,82 @@
+"""Compare MobileNeXt and MobileNetV2 at equal multiply-adds, in SSDLite and in an FPN: same recipe, three seeds each.
+
+    pip install '.[detection,segmentation]' && python benchmarks/detection.py --data-dir BCCD_Dataset/BCCD
+
+It runs examples/detect.py and examples/segment.py, and writes results/detection.csv and results/segmentation.csv beside
+this file. docs/detection.md has what came out.
+"""
+import argparse
+import csv
+import runpy
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models.efficientnet import _gen_mobilenet_v2
+
+HERE = Path(__file__).parent
+# example -> label -> the backbone of the same multiply-adds, those of decoder or heads included
+NETWORKS = {
+    'detect': {
+        'MobileNeXt': ['--backbone', 'mobilenext_035', '--backbone-kwargs', 'width_mult=0.38'],
+        'MobileNetV2': ['--backbone', 'mobilenetv2_040'],
+    },
+    'segment': {
+        'MobileNeXt': ['--backbone', 'mobilenext_035'],
+        'MobileNetV2': ['--backbone', 'mobilenetv2_050'],
+    },
+}
+RECIPES = {
+    # default boxes for platelets of 20, red cells of 60 and white cells of 110 pixels
+    'detect': ['--epochs', '15', '--lr', '4e-3', '--vflip', '0.5', '--iou-thresh', '0.4',
+               '--scales', '0.08', '0.4', '0.5', '0.65', '0.8', '0.95', '1'],
+    'segment': [],
+}
+RESULTS = {'detect': 'detection.csv', 'segment': 'segmentation.csv'}
+
+
+@timm.models.register_model
+def mobilenetv2_040(pretrained: bool = False, **kwargs: Any) -> timm.models.EfficientNet:
+    """MobileNetV2 at a width between those that timm has names for."""
+    return _gen_mobilenet_v2('mobilenetv2_050', 0.40, pretrained=pretrained, **kwargs)
+
+
+def run(example: str, label: str, seed: int, data_dir: Path, output: Path) -> dict[str, str]:
+    """Run an example with one network and one seed, and return its row of the results."""
+    sys.argv = [
+        f'{example}.py', '--data-dir', str(data_dir), '--seed', str(seed), '--output', str(output), *RECIPES[example],
+        *NETWORKS[example][label]]
+    sys.path.insert(0, str(HERE.parent / 'examples'))
+    runpy.run_path(str(HERE.parent / 'examples' / f'{example}.py'), run_name='__main__')
+    with (output / 'results.csv').open() as file:
+        return {'label': label, **next(csv.DictReader(file))}
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--data-dir', type=Path, required=True, help='the folder BCCD of Shenggan/BCCD_Dataset')
+    parser.add_argument('--examples', nargs='+', choices=[*NETWORKS], default=[*NETWORKS])
+    parser.add_argument('--seeds', type=int, default=3, help='at least 2 (default: %(default)s)')
+    parser.add_argument('--output', type=Path, default=Path('compare'), help='folder (default: %(default)s)')
+    args = parser.parse_args()
+    for example in args.examples:
+        rows = [
+            run(example, label, seed, args.data_dir, args.output / f'{example}-{label}-{seed}')
+            for seed in range(args.seeds) for label in NETWORKS[example]]
+        with (HERE / 'results' / RESULTS[example]).open('w', newline='') as file:
+            names = [*dict.fromkeys(key for row in rows for key in row)]
+            writer = csv.DictWriter(file, names, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(rows)
+        metrics = ('map', 'map_50') if example == 'detect' else ('iou',)
+        for label in NETWORKS[example]:
+            for metric in metrics:
+                values = [float(row[metric]) for row in rows if row['label'] == label]
+                print(f'{label}: {metric} {statistics.mean(values):.1f} +- {statistics.stdev(values):.1f} %')
+
+
+if __name__ == '__main__':
+    main()
