@@ -30,7 +30,7 @@ NETWORKS = {
 }
 RECIPES = {
     # default boxes for platelets of 20, red cells of 60 and white cells of 110 pixels
-    'detect': ['--epochs', '15', '--lr', '4e-3', '--vflip', '0.5', '--iou-thresh', '0.4',
+    'detect': ['--epochs', '12', '--lr', '4e-3', '--vflip', '0.5', '--iou-thresh', '0.4',
                '--scales', '0.08', '0.4', '0.5', '0.65', '0.8', '0.95', '1'],
     'segment': [],
 }
