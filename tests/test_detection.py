@@ -42,7 +42,7 @@ def drawn(count: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]
     images, targets = [], []
     for i in range(count):
         x, y = (torch.randint(limit, (), generator=random).item() for limit in (200, 120))
-        image = torch.full((3, 240, 320), 0.5) + 0.02 * torch.randn(3, 240, 320, generator=random)
+        image = torch.full((3, 240, 320), 0.5) + 0.02 * torch.randn(3, 240, 320, generator=random)  # against ties
         image[:, y:y + 100, x:x + 100] = 0.95 if i % 2 else 0.05
         images.append(image.clamp(0, 1))
         targets.append(dict(boxes=torch.tensor([[x, y, x + 100., y + 100.]]), labels=torch.tensor([2 - i % 2])))
@@ -56,8 +56,8 @@ def trained_detector() -> SSD:
     model = ssdlite320(SMALL, num_classes=3, score_thresh=0.05, backbone_kwargs=dict(width_mult=0.1))
     images, targets = drawn(4)
     optimizer = torch.optim.AdamW(model.parameters())
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=60)
-    for _ in range(60):
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=80)
+    for _ in range(80):
         optimizer.zero_grad()
         sum(model(images, targets).values()).backward()
         optimizer.step()
@@ -168,7 +168,7 @@ def test_conventions(trained_detector):
     """A list of images of any size in, losses in training; else a list of boxes in their pixels, labels, scores."""
     model = copy.deepcopy(trained_detector)
     images, targets = drawn(4)
-    sizes = [(240, 320), (120, 160), (480, 640), (64, 96)]
+    sizes = [(240, 320), (480, 640), (720, 960), (480, 320)]
     images = [torch.nn.functional.interpolate(image[None], size)[0] for image, size in zip(images, sizes, strict=True)]
     found = model(images)
     assert [{*boxes} for boxes in found] == [{'boxes', 'labels', 'scores'}] * 4

@@ -18,6 +18,7 @@ from torchvision.models.detection._utils import retrieve_out_channels
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead, _normal_init
+from torchvision.models.feature_extraction import DualGraphModule
 from torchvision.ops import Conv2dNormActivation
 
 from timm_mobilenext import _authors, _layers
@@ -92,10 +93,15 @@ class SSDLiteFeatureExtractor(nn.Module):
         return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'SSDLiteFeatureExtractor':
-        """Copy the mode too: torchvision's module of two graphs, `body`, is in training when it is copied."""
+        """Copy `body` as it is: by itself it copies into training mode, with torchvision 0.20 not at all."""
+        root = nn.Module()
+        for name in ('_modules', '_parameters', '_buffers'):
+            setattr(root, name, deepcopy(getattr(self.body, name), memo))
+        body = memo[id(self.body)] = DualGraphModule(
+            root, deepcopy(self.body.train_graph), deepcopy(self.body.eval_graph), type(self.body).__name__)
+        body.train(self.body.training)
         copied = memo[id(self)] = self.__new__(type(self))
         copied.__dict__ = deepcopy(self.__dict__, memo)
-        copied.body.train(self.body.training)
         return copied
 
 
