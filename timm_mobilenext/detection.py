@@ -39,7 +39,7 @@ def feature_nodes(model: Any) -> list[str]:
     any other network they are the features of these strides that `features_only` has.
 
     Args:
-        model: A model that timm created, or a wrapper with its `feature_info`.
+        model: A model that timm created.
 
     Raises:
         ValueError: If the model has no feature maps of strides 16 and 32.
@@ -93,7 +93,7 @@ class SSDLiteFeatureExtractor(nn.Module):
         return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'SSDLiteFeatureExtractor':
-        """Copy `body` as it is: by itself it copies into training mode, with torchvision 0.20 not at all."""
+        """Copy `body` in its mode: torchvision's copy of it is in training mode, in torchvision 0.20 it fails."""
         root = nn.Module()
         for name in ('_modules', '_parameters', '_buffers'):
             setattr(root, name, deepcopy(getattr(self.body, name), memo))
@@ -152,7 +152,7 @@ def ssdlite320(
 
     Raises:
         ValueError: If the backbone has no feature maps of strides 16 and 32, or there is no class but the background.
-        RuntimeError: If the weights are not of the backbone.
+        RuntimeError: If the weights are not of the MobileNeXt. Those of other networks are timm's to check.
     """
     if num_classes < 2:
         raise ValueError(
