@@ -52,12 +52,13 @@ class VOC(Dataset):
             raise ValueError(
                 f'{listing} does not exist: expected a folder in the layout of PASCAL VOC and a split of it, of which '
                 f'there are {", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"}.')
-        annotations = [root / 'Annotations' / f'{line.split()[0]}.xml' for line in listing.read_text().splitlines()]
+        names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+        annotations = [root / 'Annotations' / f'{name}.xml' for name in names]
         self.images, objects, flat = [], [], []
         for path in annotations:
             image, boxes = self.read(path)
             self.images.append(root / 'JPEGImages' / image)
-            if not self.images[-1].exists():
+            if not self.images[-1].is_file():
                 raise ValueError(
                     f'{path} names the image {image}, which is not in {root / "JPEGImages"}: add it, or take '
                     f'{path.stem} out of {listing}.')

@@ -275,7 +275,7 @@ def voc(tmp_path_factory) -> Path:
         ImageDraw.Draw(image).rectangle(box, fill='white' if i % 2 else 'black')
         image.save(root / 'JPEGImages' / f'{i}.jpg')
         write_annotation(root, f'{i}', [('bright' if i % 2 else 'dark', box)])
-    for split, names in (('trainval', '0\n1\n2\n3\n'), ('test', '4\n5\n')):
+    for split, names in (('trainval', '0\n1\n2\n3\n'), ('test', '4\n5\n\n')):
         (root / 'ImageSets' / 'Main' / f'{split}.txt').write_text(names)
     return root
 
