@@ -32,7 +32,7 @@ RECIPES = {
     # default boxes for platelets of 20, red cells of 60 and white cells of 110 pixels
     'detect': ['--epochs', '12', '--lr', '4e-3', '--vflip', '0.5', '--iou-thresh', '0.4',
                '--scales', '0.08', '0.4', '0.5', '0.65', '0.8', '0.95', '1'],
-    'segment': ['--epochs', '6'],
+    'segment': ['--epochs', '5'],
 }
 RESULTS = {'detect': 'detection.csv', 'segment': 'segmentation.csv'}
 

@@ -71,11 +71,13 @@ def train(model: torch.nn.Module, data: Dataset, args: argparse.Namespace) -> No
     steps = args.epochs * len(loader)
     optimizer = create_optimizer_v2(model, opt='adamw', lr=args.lr, weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=args.lr, total_steps=steps)
+    dice = smp.losses.DiceLoss('multiclass')
     model.train()
     with tqdm(total=steps, unit='step') as progress:
         for epoch in range(args.epochs):
             for images, masks in loader:
-                loss = F.cross_entropy(model(images), masks)
+                logits = model(images)
+                loss = F.cross_entropy(logits, masks) + dice(logits, masks)  # Dice for the small class
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -124,7 +126,7 @@ def main() -> None:
     add('--backbone-kwargs', nargs='*', default={}, action=ParseKwargs, help='e.g. width_mult=0.46')
     add('--epochs', type=int, default=10, help='(default: %(default)s)')
     add('--batch-size', type=int, default=8, help='(default: %(default)s)')
-    add('--lr', type=float, default=2e-3, help='highest learning rate (default: %(default)s)')
+    add('--lr', type=float, default=5e-3, help='highest learning rate (default: %(default)s)')
     add('--seed', type=int, default=0, help='(default: %(default)s)')
     add('--output', type=Path, default=Path('segment'), help='folder for what comes out (default: %(default)s)')
     args = parser.parse_args()
