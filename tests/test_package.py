@@ -33,6 +33,7 @@ ROOMS = {
     '_builder': {'logging', 'pathlib', 'typing', 'urllib', 'huggingface_hub', 'safetensors', 'timm'},
     'mobilenext': {'math', 'collections', 'functools', 'typing', 'torch', 'timm'},
     'hook': {'sys', 'contextlib', 'warnings', 'collections', 'importlib', 'types'},
+    'detection': {'collections', 'copy', 'functools', 'pathlib', 'typing', 'timm', 'torch', 'torchvision'},
     'doctor': {'argparse', 'platform', 'threading', 'time', 'typing', 'huggingface_hub', 'timm', 'torch'},
     'convert': {
         'argparse', 'contextlib', 'json', 'os', 'sys', 'tempfile', 'collections', 'dataclasses', 'pathlib', 'typing',
