@@ -1,6 +1,6 @@
 // The page: pictures in, answers out. What takes time is in worker.js.
 import * as camera from './camera.js';
-import {download, forget, keepOnly, storage} from './download.js';
+import {download, forget, storage} from './download.js';
 
 const SHOWN = 5;  // classes
 const FRAME_MS = 100;  // at least, between two frames of the camera
@@ -38,7 +38,7 @@ const slots = [];  // the networks side by side
 const loaded = () => slots.map(slot => slot.name).filter(name => ready.has(name));
 const slotOf = name => slots.find(slot => slot.name === name);
 let picture = null;  // a File
-let turn = 0;  // counts what is classified: an answer to an earlier turn is late
+let turn = 0;  // of what is classified: an answer of an earlier one is late
 let isLive = false, lastSpoken = 0;
 
 // The worker
@@ -99,9 +99,12 @@ const load = (model, slot) => once(model.name, async () => {
   }), loadRuntime()]);
   slot.received = model.file.bytes;
   showProgress(slot);
-  await call('load', {model, bytes}, [bytes]).catch(error => forget(model.file.path).then(() => {
+  try {
+    await call('load', {model, bytes}, [bytes]);
+  } catch (error) {
+    await forget(model.file.path, site.runtime.path);
     throw error;
-  }));
+  }
   ready.add(model.name);
 });
 
@@ -155,6 +158,7 @@ function addSlot(title, names) {
   slot.body = make('div', {}, slot.facts, slot.loading, slot.error, slot.retry, slot.bars, slot.ms);
   slot.select.onchange = () => {
     const name = slot.select.value, other = name && slotOf(name), before = slot.name;
+    if (other && !before) return slot.select.value = '';
     choose(slot, name);
     if (other) choose(other, before);  // they change places
   };
@@ -253,6 +257,7 @@ async function describeDevice() {
 async function toggleCamera() {
   if (isLive) return stopCamera();
   say('');
+  $('camera').disabled = true;  // until it was allowed or refused
   try {
     await camera.start($('video'), () => {
       stopCamera();
@@ -260,6 +265,8 @@ async function toggleCamera() {
     });
   } catch (error) {
     return say(error.message);
+  } finally {
+    $('camera').disabled = false;
   }
   isLive = true;
   picture = null;
@@ -335,7 +342,7 @@ async function main() {
   for (const model of site.models) models.set(model.name, model);
   $('wait').hidden = true;
   $('about').append(...site.models.map(({name, source, license, check}) => make('p', {dir: 'auto'},
-    `${name}: from ${source}, licence ${license ?? 'not stated'}. The file answers as PyTorch does: ${check}.`)));
+    `${name}: from ${source}, licence ${license ?? 'not stated'}. As in PyTorch: ${check}.`)));
   startWorker();
   describeDevice();
   const names = [...models.keys()], first = addSlot('Network', names);
@@ -343,9 +350,8 @@ async function main() {
   // The second waits for the first, and is not loaded by itself where the user saves data.
   if (second) second.name = second.select.value = navigator.connection?.saveData ? '' : names[1];
   await choose(first, names[0]);
-  if (second && !loading.has(second.name)) await choose(second, second.name);
-  await keepOnly([site.runtime.path, ...site.models.map(model => model.file.path)]);
-  await navigator.serviceWorker?.register('sw.js', {updateViaCache: 'none'});
+  navigator.serviceWorker?.register('sw.js', {updateViaCache: 'none'});
+  if (second && !loading.has(second.name)) choose(second, second.name);
 }
 
 main();

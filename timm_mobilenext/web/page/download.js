@@ -45,11 +45,7 @@ export async function download({path, bytes, size}, onProgress) {
   return content;
 }
 
-/** Forget a file that turned out to be damaged. */
-export const forget = async path => (await cache)?.delete(path);
-
-/** Forget the files of earlier versions of the site. */
-export async function keepOnly(paths) {
-  const wanted = paths.map(path => new URL(path, location.href).href), files = await cache;
-  for (const request of await files?.keys() ?? []) if (!wanted.includes(request.url)) await files.delete(request);
+/** Forget files, which may have been stored damaged. */
+export async function forget(...paths) {
+  for (const path of paths) await (await cache)?.delete(path);
 }

@@ -7,16 +7,25 @@ const FILES = [
 ];
 const PREFIX = `timm-mobilenext:${new URL('.', location.href).pathname}:`;  // other sites may share this origin
 const NAME = PREFIX + VERSION;
+const LARGE = `${PREFIX}files`;
 
 // It takes over at once: on phones a page is hardly ever closed. What is open keeps what it has loaded until it is
 // loaded again.
 self.addEventListener('install', event => event.waitUntil(self.skipWaiting().then(() => caches.open(NAME))
   .then(cache => cache.addAll(FILES.map(file => new Request(file, {cache: 'reload'}))))));
 
-self.addEventListener('activate', event => event.waitUntil(
-  caches.keys().then(names => Promise.all(names
-    .filter(name => name.startsWith(PREFIX) && name !== NAME && name !== `${PREFIX}files`)
-    .map(name => caches.delete(name))))));
+self.addEventListener('activate', event => event.waitUntil(clean()));
+
+/** Forget the pages of earlier versions, and of the large files, which download.js keeps, those that are gone. */
+async function clean() {
+  for (const name of await caches.keys()) {
+    if (name.startsWith(PREFIX) && ![NAME, LARGE].includes(name)) await caches.delete(name);
+  }
+  const {runtime, models} = await (await (await caches.open(NAME)).match('models.json')).json();
+  const wanted = [runtime, ...models.map(model => model.file)].map(({path}) => new URL(path, registration.scope).href);
+  const large = await caches.open(LARGE);
+  for (const request of await large.keys()) if (!wanted.includes(request.url)) await large.delete(request);
+}
 
 self.addEventListener('fetch', event => {
   const {request} = event, {scope} = registration;

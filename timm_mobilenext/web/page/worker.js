@@ -107,11 +107,14 @@ function reader(bitmap) {
   };
 }
 
-self.onmessage = async ({data: {id, command, ...given}}) => {
+async function obey({id, command, ...given}) {
   try {
     const result = await commands[command](given);
     self.postMessage({id, result}, result?.preview ? [result.preview] : []);
   } catch (error) {
     self.postMessage({id, error: String(error.message ?? error), isTold: error instanceof Told});
   }
-};
+}
+
+let last = Promise.resolve();
+self.onmessage = ({data}) => last = last.then(() => obey(data));  // one after another
