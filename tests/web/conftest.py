@@ -33,12 +33,6 @@ LABELS = [
     'ground']
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.usefixtures('exporter'))
-
-
 @pytest.fixture(scope='session')
 def exporter() -> None:
     if importlib.util.find_spec('timmx') is None:

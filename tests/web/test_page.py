@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
+pytestmark = pytest.mark.usefixtures('exporter')
 FORMATS = {'jpg': dict(quality=92), 'png': {}, 'webp': dict(quality=90)}
 FAKE_CAMERA = ('use-fake-device-for-media-stream', 'use-fake-ui-for-media-stream')
 

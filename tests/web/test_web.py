@@ -19,6 +19,7 @@ from pages import DOCS, commands
 from timm_mobilenext import web
 from timm_mobilenext._authors import LICENSE
 
+pytestmark = pytest.mark.usefixtures('exporter')
 PAGE = ('index.html', 'style.css', 'app.js', 'camera.js', 'download.js', 'formats.js', 'preprocess.js', 'worker.js')
 
 
