@@ -279,7 +279,7 @@ def chromium(exporter, npm) -> Callable[..., Browser]:
     if not (CHROMIUM and DRIVER) and 'CI' not in os.environ:
         pytest.skip('there is no chromium with a chromedriver on this machine')
     if importlib.util.find_spec('selenium') is None and 'CI' not in os.environ:
-        pytest.skip("selenium is not installed, which the extra 'test' brings")
+        pytest.skip("selenium is not installed, which the extra 'browser' brings")
     return Browser
 
 
