@@ -129,8 +129,7 @@ class Expected:
             if image.has_transparency_data:
                 image = image.convert('RGBA')
                 image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-            image = image.convert(config['input'] if config['input'] == 'RGB' else 'RGB')
-        image = image if config['input'] == 'RGB' else image.convert('L')
+            image = image.convert('RGB').convert(config['input'])
         return self.runs[name](transform(image)[None].numpy()).flatten()
 
 
