@@ -21,6 +21,7 @@ class Loopback(ThreadingHTTPServer):
         url: Its address.
         hub: Folder of the Hub's repositories.
         files: Folder of the plain files, under the address `/files/`.
+        branches: Other names of the one revision that a repository has.
         faults: What is wrong with the 'hub' and the 'files': 'gated', 'private', 'foreign' (no Hub at all), 'down',
             'cut' (bodies of weights end in the middle), 'cut once', 'slow' (they stop there and the rest never comes),
             'late' (the first answer takes a second).
@@ -35,6 +36,7 @@ class Loopback(ThreadingHTTPServer):
         self.hub, self.files = root / 'hub', root / 'files'
         self.hub.mkdir()
         self.files.mkdir()
+        self.branches = {'main'}
         self.faults: dict[str, str] = {}
         self.log: list[str] = []
         self.half_sent = threading.Event()
@@ -46,6 +48,13 @@ class Loopback(ThreadingHTTPServer):
     def __exit__(self, *args: object) -> None:
         self.shutdown()
         self.server_close()
+
+    def revision(self, repo_id: str) -> str:
+        """Return the revision of a repository of the Hub."""
+        digest = hashlib.sha1()
+        for file in sorted((self.hub / repo_id).rglob('*')):
+            digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b''))
+        return digest.hexdigest()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of clients that went away, which tests make them do."""
@@ -139,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
                     file = self.server.hub / repo_id / line['value']['path']
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(base64.b64decode(line['value']['content']))
-            revision = self.revision(repo_id)
+            revision = self.server.revision(repo_id)
             self.answer(200, {
                 'success': True, 'commitOid': revision, 'commitUrl': f'{self.server.url}/{repo_id}/commit/{revision}'})
         else:
@@ -163,8 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def resolve(self, repo_id: str, revision: str, name: str) -> None:
-        commit, file = self.revision(repo_id), self.server.hub / repo_id / name
-        if revision not in ('main', commit):
+        commit, file = self.server.revision(repo_id), self.server.hub / repo_id / name
+        if revision not in {commit, *self.server.branches}:
             self.refuse(404, 'RevisionNotFound', f'Invalid rev id: {revision}')
         elif not file.is_file():
             self.refuse(404, 'EntryNotFound', 'Entry not found', X_Repo_Commit=commit)
@@ -172,16 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
             content = file.read_bytes()
             self.answer(200, content, X_Repo_Commit=commit, ETag=f'"{hashlib.sha256(content).hexdigest()}"')
 
-    def revision(self, repo_id: str) -> str:
-        digest = hashlib.sha1()
-        for file in sorted((self.server.hub / repo_id).rglob('*')):
-            digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b''))
-        return digest.hexdigest()
-
     def info(self, repo_id: str) -> dict[str, object]:
         files = sorted(f for f in (self.server.hub / repo_id).rglob('*') if f.is_file())
         return {
-            'id': repo_id, 'sha': self.revision(repo_id), 'private': False, 'tags': ['timm'], 'library_name': 'timm',
-            'pipeline_tag': 'image-classification',
+            'id': repo_id, 'sha': self.server.revision(repo_id), 'private': False, 'tags': ['timm'],
+            'library_name': 'timm', 'pipeline_tag': 'image-classification',
             'siblings': [{'rfilename': str(f.relative_to(self.server.hub / repo_id))} for f in files],
         }

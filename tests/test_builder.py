@@ -160,11 +160,35 @@ def test_hub_error_stands(fault, kwargs, env, error, remedy, on_hub, server, cli
     assert not weights_in(client.hub_cache)
 
 
-def test_hub_of_another_owner(on_hub, server, client):
-    """A mirror of the repositories under another owner takes one environment variable."""
+@pytest.mark.parametrize('pin', ['', '@' + '0' * 40])
+def test_hub_of_another_owner(pin, on_hub, server, client):
+    """A mirror of the repositories under another owner takes one environment variable, pinned or not."""
     (server.hub / 'timm-mobilenext').rename(server.hub / 'mirror')
-    client.run(golden('mobilenext_100'), TIMM_MOBILENEXT_HUB_OWNER='mirror')
+    ids = json.dumps({'mobilenext_100': REPO + pin})
+    client.run(golden('mobilenext_100'), TIMM_MOBILENEXT_HUB_OWNER='mirror', HUB_IDS=ids)
     assert client.stderr == ''
+
+
+def test_pinned_revision(on_hub, server, client):
+    """What is pinned to a commit is taken of that commit, works offline, and gives way when the commit is gone."""
+    pinned = f'{REPO}@{server.revision(REPO)}'
+    ids = {'HUB_IDS': json.dumps({'mobilenext_100': pinned})}
+    place = "from timm_mobilenext.pretrained import locate\nprint(locate('mobilenext_100', 4.))"
+    assert client.run(place, **ids) == f'Hub ({pinned})'
+    first = client.run(golden('mobilenext_100'), **ids)
+    assert client.stderr == ''
+    assert f'GET /{pinned.replace("@", "/resolve/")}/model.safetensors' in server.log
+    assert client.run(place, **ids) == f'cached, from the Hub ({pinned})'
+
+    weights = server.hub / REPO / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-1] + b'x')  # whoever has the name now
+    server.log.clear()
+    assert client.run(golden('mobilenext_100'), HF_HUB_OFFLINE='1', **ids) == first
+    assert client.run(golden('mobilenext_100'), **ids) == first
+    assert not any('/resolve/' in request for request in server.log)
+    shutil.rmtree(client.hub_cache)
+    assert client.run(golden('mobilenext_100'), **ids) == first
+    assert f"{pinned} cannot be had from the Hub (RevisionNotFoundError). Taking the authors' own file" in client.stderr
 
 
 def test_damaged_hub_cache(on_hub, client):

@@ -1,5 +1,6 @@
 """Publishing to the Hub: the card, the upload, and that what was uploaded comes back bit-equal."""
 import argparse
+import json
 import re
 import shutil
 
@@ -98,6 +99,16 @@ def test_other_weights_are_kept(server, client, published, checkpoint):
     client.run(PUBLISH.format([*published, '--overwrite']))
     assert (server.hub / 'me' / 'mine' / 'model.safetensors').read_bytes() != before
     assert card.read_text() != 'My own words.'
+
+
+def test_authors_repository_is_named_without_its_pin(server, client):
+    """The authors' weights go to the repository that they are registered under, whatever that is pinned to."""
+    client.run(
+        PUBLISH.format(['mobilenext_100', '--push']),
+        HUB_IDS=json.dumps({'mobilenext_100': f'timm-mobilenext/mobilenext_100.in1k@{"0" * 40}'}))
+    assert (server.hub / 'timm-mobilenext' / 'mobilenext_100.in1k' / 'model.safetensors').exists()
+    card = (client.folder / 'mobilenext_100' / 'README.md').read_text()
+    assert "'hf-hub:timm-mobilenext/mobilenext_100.in1k'" in card
 
 
 def test_transformers(client, published):

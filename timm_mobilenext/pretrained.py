@@ -24,11 +24,12 @@ import huggingface_hub
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError, \
-    RepositoryNotFoundError
+    RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from timm.models import get_pretrained_cfg
+from timm.models._hub import hf_split
 
 from timm_mobilenext._authors import SOURCES, Source
 
@@ -138,7 +139,9 @@ def hub_owner() -> str | None:
 
 
 def hub_id(variant: str) -> str | None:
-    """Return the Hub repository of an architecture's weights, under the mirror's name where there is one.
+    """Return the Hub repository of an architecture's weights, `owner/name@revision` where it is pinned.
+
+    A mirror of another owner has commits of its own: under its name there is no pin.
 
     Args:
         variant: Name of the architecture.
@@ -146,7 +149,7 @@ def hub_id(variant: str) -> str | None:
     cfg = get_pretrained_cfg(variant)
     if cfg is None or not cfg.hf_hub_id:
         return None
-    return f'{hub_owner()}/{cfg.hf_hub_id.rpartition("/")[2]}' if hub_owner() else cfg.hf_hub_id
+    return f'{hub_owner()}/{hf_split(cfg.hf_hub_id)[0].rpartition("/")[2]}' if hub_owner() else cfg.hf_hub_id
 
 
 def hub_cache(repo: str, cache_dir: str | Path | None = None) -> Path | None:
@@ -156,8 +159,8 @@ def hub_cache(repo: str, cache_dir: str | Path | None = None) -> Path | None:
         repo: `owner/name` or `owner/name@revision`.
         cache_dir: Folder of the cache, by default that of the Hub's client.
     """
-    repo_id, _, revision = repo.partition('@')
-    path = huggingface_hub.try_to_load_from_cache(repo_id, WEIGHTS_NAME, cache_dir, revision or None)
+    repo_id, revision = hf_split(repo)
+    path = huggingface_hub.try_to_load_from_cache(repo_id, WEIGHTS_NAME, cache_dir, revision)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -195,15 +198,16 @@ def answering(urls: Iterable[str]) -> set[str]:
 
 
 def is_out_of_reach(error: Exception) -> bool:
-    """Return whether the Hub has no such repository for this user, or does not answer and its cache is empty.
+    """Return whether the Hub has no such repository or revision for this user, or does not answer, with an empty cache.
 
     Args:
         error: What the Hub's client raised.
     """
     if constants.HF_HUB_OFFLINE or isinstance(error, GatedRepoError):
         return False
-    if isinstance(error, HfHubHTTPError):  # other than these: no such revision or file, a disabled repository
-        return isinstance(error, RepositoryNotFoundError) or error.response.status_code >= 500
+    if isinstance(error, HfHubHTTPError):  # other than these: no such file, a disabled repository
+        is_missing = isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError))
+        return is_missing or error.response.status_code >= 500
     return isinstance(error, (LocalEntryNotFoundError, HTTPError))  # HTTPError: the connection broke
 
 
@@ -214,22 +218,24 @@ def locate(variant: str, timeout: float) -> str:
         variant: Name of the architecture.
         timeout: Longest wait for each of two servers, in seconds.
     """
-    repo_id = hub_id(variant)
-    if repo_id is None:
+    repo = hub_id(variant)
+    if repo is None:
         return 'none'
     source = None if hub_owner() else SOURCES.get(variant)
-    if hub_cache(repo_id):
-        return f'cached, from the Hub ({repo_id})'
+    if hub_cache(repo):
+        return f'cached, from the Hub ({repo})'
     if source and cached_file(source).exists():
         is_whole = git_blob_id(cached_file(source)) == source.blob
         return f"cached, authors' file ({source.name}{'' if is_whole else ', damaged: will be downloaded again'})"
     if constants.HF_HUB_OFFLINE:
         return 'not cached, and HF_HUB_OFFLINE is set'
     try:
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo_id, WEIGHTS_NAME), timeout=timeout)
-        return f'Hub ({repo_id})'
+        repo_id, revision = hf_split(repo)
+        url = huggingface_hub.hf_hub_url(repo_id, WEIGHTS_NAME, revision=revision)
+        huggingface_hub.get_hf_file_metadata(url, timeout=timeout)
+        return f'Hub ({repo})'
     except GatedRepoError:
-        return f'Hub ({repo_id}), gated: accept its conditions there'
+        return f'Hub ({repo}), gated: accept its conditions there'
     except (OSError, HTTPError) as error:
         reason = f'the Hub says {type(error).__name__}'
         if not is_out_of_reach(error):

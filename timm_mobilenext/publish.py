@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from safetensors.torch import load_file
 from timm.models import split_model_name_tag
+from timm.models._hub import hf_split
 
 from timm_mobilenext import __version__
 from timm_mobilenext._authors import LICENSE, SOURCES
@@ -219,6 +220,11 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None, exporte
     return f'---\n{data.to_yaml()}\n---\n\n' + '\n'.join(lines)
 
 
+def authors_repository(architecture: str) -> str:
+    """Return the name of the repository of an architecture's authors' weights, without the revision it is pinned to."""
+    return hf_split(hub_id(architecture) or '')[0]
+
+
 def push(folder: Path, repo_id: str, *, private: bool = False, overwrite: bool = False) -> str:
     """Upload a folder to a model repository on the Hub in one commit; the repository is created if there is none.
 
@@ -299,7 +305,7 @@ def publish(
             raise ValueError(
                 f'Under which licence are the weights of {checkpoint}? It does not say that they come from those of '
                 f'the authors, under {LICENSE}. Name it as the Hub spells it, apache-2.0 for one (--license).')
-        repo_id = repo_id or hub_id(converted.provenance['architecture']) or ''
+        repo_id = repo_id or authors_repository(converted.provenance['architecture'])
         save(converted, folder, label_names)
         exported = write(
             converted, formats, folder, label_names=label_names, **(export_options or {})) if formats else []
@@ -330,7 +336,7 @@ def main(argv: list[str]) -> int:
             formats=args.formats, export_options=chosen(args))
         print(f'{folder}: {", ".join(sorted(file.name for file in folder.iterdir()))}')
         if args.push:
-            repo_id = args.repo_id or hub_id(split_model_name_tag(args.architecture)[0]) or ''
+            repo_id = args.repo_id or authors_repository(split_model_name_tag(args.architecture)[0])
             try:
                 revision = push(folder, repo_id, private=args.private, overwrite=args.overwrite)
             except (OSError, HTTPError) as error:
