@@ -95,8 +95,9 @@ def server(tmp_path, authors_files) -> Iterator[Loopback]:
 class Client:
     """Runs code in new processes that share their caches with each other and with nobody else."""
 
-    # forks of one process that has imported PyTorch, which is most of the time of `import timm`
-    processes = multiprocessing.get_context('forkserver')
+    # forks of one process that has imported PyTorch, which is most of the time of `import timm`; Windows has no forks
+    processes = multiprocessing.get_context(
+        'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn')
     processes.set_forkserver_preload(['torch', 'torchvision'])
 
     def __init__(self, folder: Path, server: Loopback, blobs: dict[str, str]) -> None:
@@ -166,7 +167,7 @@ def black_hole() -> Iterator[str]:
     """The address of a server that never takes a connection, as behind a firewall: its queue of them is full."""
     with socket.socket() as listener, contextlib.ExitStack() as callers:
         listener.bind(('127.0.0.1', 0))
-        listener.listen(0)
+        listener.listen(1)  # 0 is as many as can be on macOS
         for _ in range(4):
             caller = callers.enter_context(socket.socket())
             caller.setblocking(False)

@@ -71,6 +71,7 @@ def test_one_process(alone):
     timm.create_model('mobilenext_035', num_classes=10, checkpoint_path=output / 'model_best.pth.tar')
 
 
+@pytest.mark.skipif(sys.platform == 'win32', reason='torchrun asks for libuv, without which PyTorch is built here')
 def test_two_processes_stopped_and_resumed(alone, digits, tmp_path):
     """Two gloo processes under torchrun, stopped and resumed, end with equal weights and the accuracy of one process.
 

@@ -338,7 +338,7 @@ def test_distributed_data_parallel(memory, tmp_path):
     model.set_grad_checkpointing(memory == 'checkpointed')
     alone = copy.deepcopy(model)
     x = torch.randn(2, 3, 64, 64)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    torch.distributed.init_process_group('gloo', init_method=(tmp_path / 'store').as_uri(), rank=0, world_size=1)
     try:
         torch.testing.assert_close(
             step(model, x, run=nn.parallel.DistributedDataParallel(model)), step(alone, x), rtol=0, atol=0)

@@ -1,5 +1,6 @@
 """The launcher, `python -m timm_mobilenext`: what runs under it runs as under Python, with the models registered."""
 import contextlib
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_models_are_registered_with_the_timm_of_the_script(tmp_path):
     assert str(tmp_path / 'script.py') in result.stderr.splitlines()[1]
 
 
-@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+@pytest.mark.parametrize('method', sorted({'spawn', 'forkserver'} & {*multiprocessing.get_all_start_methods()}))
 def test_data_workers(tmp_path, method):
     """Data workers that start in a Python of their own find the script's dataset."""
     (tmp_path / 'script.py').write_text(

@@ -59,6 +59,7 @@ def test_download_starts_again(server, client):
 @pytest.mark.parametrize('is_on_hub', [True, False])
 def test_disk_full(is_on_hub, request, server, client):
     """A disk that takes no more is an error with a remedy, and leaves nothing that would be loaded."""
+    pytest.importorskip('resource', reason='no limit can be set to the size of files here')
     if is_on_hub:
         request.getfixturevalue('on_hub')
     # the kernel refuses to let a file grow, as it does on a full disk
@@ -92,6 +93,7 @@ def test_two_at_once(server, client):
     assert len(list(client.torch_cache.iterdir())) == 1
 
 
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='a process that is sent SIGINT ends at once here')
 @pytest.mark.parametrize('is_on_hub', [True, False])
 def test_ctrl_c(is_on_hub, request, server, client):
     """Ctrl-C in the middle of a download leaves nothing that would be loaded, and the next start is as the first."""
@@ -121,7 +123,7 @@ def test_read_runs_no_code(tmp_path):
     """A checkpoint that asks for code is refused by the name of what it asks for, and the code does not run."""
     path = tmp_path / 'checkpoint.pth.tar'
     path.write_bytes(code_that_makes(tmp_path / 'trace'))
-    with pytest.raises(RuntimeError, match=r'was not loaded: .*posix\.mkdir.*Expected'):
+    with pytest.raises(RuntimeError, match=rf'was not loaded: .*{os.mkdir.__module__}\.mkdir.*Expected'):
         read(path)
     assert not (tmp_path / 'trace').exists()
 

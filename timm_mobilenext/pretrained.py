@@ -44,8 +44,8 @@ _ATTEMPTS = 3
 
 def git_blob_id(path: Path) -> str:
     """Return the id that git gives to the content of a file, as `git hash-object` prints it."""
-    digest = hashlib.sha1(b'blob %d\0' % path.stat().st_size)
     with path.open('rb') as file:
+        digest = hashlib.sha1(b'blob %d\0' % os.fstat(file.fileno()).st_size)
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
