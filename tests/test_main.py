@@ -1,12 +1,14 @@
 """The launcher, `python -m timm_mobilenext`: what runs under it runs as under Python, with the models registered."""
 import contextlib
 import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 from timm_mobilenext.__main__ import COMMANDS, main
 
@@ -165,3 +167,52 @@ def test_modules_of_the_package_import_the_models(tmp_path):
     (tmp_path / 'package' / '__init__.py').write_text('from timm_mobilenext import MobileNeXt; print(MobileNeXt)')
     (tmp_path / 'package' / '__main__.py').write_text('')
     assert 'MobileNeXt' in python('-m', 'package', 'timm_mobilenext', cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize('damage', ['cut', 'changed', 'empty'])
+def test_resume_newest(tmp_path, damage):
+    """The script is given the newest whole checkpoint of the end of an epoch, and what is passed over is named."""
+    (tmp_path / 'script.py').write_text('import sys\nprint(sys.argv)')
+    command = ('-m', 'timm_mobilenext', '--resume-newest', 'run', 'script.py', '--flag')
+    none = python(*command, cwd=tmp_path)
+    assert none.stdout == "['script.py', '--flag']\n"
+    assert none.stderr == 'timm_mobilenext: starts from the beginning, with no checkpoint in run\n'
+
+    (tmp_path / 'run').mkdir()
+    for age, name in enumerate(['recovery-2-7', 'tmp', 'last', 'checkpoint-0']):
+        path = tmp_path / 'run' / f'{name}.pth.tar'
+        torch.save({'state_dict': {'weight': torch.ones(100)}}, path)
+        os.utime(path, (0, 100 - age))
+    tmp, whole = tmp_path / 'run' / 'tmp.pth.tar', tmp_path / 'run' / 'last.pth.tar'
+    data = tmp.read_bytes()
+    tmp.write_bytes({'cut': data[:-9], 'empty': b'', 'changed': data.replace(b'\x80\x3f', b'\x81\x3f')}[damage])
+    os.utime(tmp, (0, 99))
+    result = python(*command, cwd=tmp_path)
+    assert result.stdout == "['script.py', '--flag', '--resume', 'run/last.pth.tar']\n"
+    assert result.stderr == (
+        'timm_mobilenext: passes over run/tmp.pth.tar, which is not whole\n'
+        'timm_mobilenext: goes on from run/last.pth.tar\n')
+    whole.rename(tmp_path / 'run' / 'recovery-2-9.pth.tar')
+    module = python(*command[:4], '-m', 'script', cwd=tmp_path)
+    assert module.stdout == f"['{tmp_path / 'script.py'}', '--resume', 'run/checkpoint-0.pth.tar']\n"
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel of Linux alone does that')
+@pytest.mark.parametrize('torchrun', [True, False])
+def test_process_ends_with_its_torchrun(tmp_path, torchrun):
+    """With --resume-newest no rank outlives a torchrun that was killed; a process of another parent does."""
+    (tmp_path / 'script.py').write_text(
+        'import os, time\nprint("started", flush=True)\nend = time.monotonic() + 30\n'
+        'while not os.path.exists("go") and time.monotonic() < end:\n    time.sleep(0.05)\nprint("alive")')
+    (tmp_path / 'parent.py').write_text('import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[1:]])')
+    env = {key: value for key, value in os.environ.items() if key != 'TORCHELASTIC_RUN_ID'}
+    with subprocess.Popen(
+            [sys.executable, 'parent.py', '-m', 'timm_mobilenext', '--resume-newest', 'run', 'script.py'],
+            env=env | ({'TORCHELASTIC_RUN_ID': 'run'} if torchrun else {}), cwd=tmp_path, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout.readline() == 'started\n'
+        parent.kill()
+        parent.wait()
+        if not torchrun:
+            (tmp_path / 'go').touch()
+        assert parent.stdout.read() == ('' if torchrun else 'alive\n')  # returns when nobody is left that could write

@@ -5,14 +5,20 @@
     python -m timm_mobilenext SCRIPT.py [ARGS]     run a script, timm's train.py for one, with the models registered
     python -m timm_mobilenext -m MODULE [ARGS]     run a module so
     torchrun --nproc-per-node N -m timm_mobilenext SCRIPT.py [ARGS]
+    torchrun ... -m timm_mobilenext --resume-newest DIR SCRIPT.py [ARGS]
 
 A program runs as Python alone would run it. timm is imported by it and not before, so a checkout's own timm beside the
 script is the one that it gets; when it has imported timm.models, the models are registered.
+
+--resume-newest DIR makes one command of the first start of a training and of all after it: the program is given
+--resume FILE, the newest whole checkpoint of timm in DIR, if there is one, and on Linux it ends with its torchrun.
 """
+import ctypes
 import importlib
 import os
 import runpy
 import sys
+import zipfile
 from importlib.machinery import SourceFileLoader
 from types import ModuleType, TracebackType
 
@@ -65,6 +71,41 @@ def _run_module(module: str) -> None:
         raise
 
 
+def _is_whole(path: str) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:  # as torch.save writes them, a sum of each tensor in it
+            return file.testzip() is None
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
+
+
+def _newest_checkpoint(folder: str) -> str | None:
+    """Return the newest file of timm's CheckpointSaver that is whole, after one killed while writing or a power cut."""
+    paths = []
+    if os.path.isdir(folder):
+        # not those of the middle of an epoch: timm goes on from them with the next, and leaves out the rest of theirs
+        paths = [entry.path for entry in os.scandir(folder)
+                 if entry.name.endswith('.pth.tar') and not entry.name.startswith('recovery')]
+    lines = []
+    newest = None
+    for path in sorted(sorted(paths), key=os.path.getmtime, reverse=True):
+        if _is_whole(path):
+            newest = path
+            break
+        lines.append(f'passes over {path}, which is not whole')
+    lines.append(f'goes on from {newest}' if newest else f'starts from the beginning, with no checkpoint in {folder}')
+    if os.environ.get('RANK', '0') == '0':
+        for line in lines:
+            print(f'timm_mobilenext: {line}', file=sys.stderr)
+    return newest
+
+
+def _end_with_torchrun() -> None:
+    """Have the kernel kill this process when its torchrun dies, where it would go on beside the one started next."""
+    if 'TORCHELASTIC_RUN_ID' in os.environ and sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+
+
 def main() -> int:
     """Run the command or the program."""
     args = sys.argv[1:]
@@ -74,6 +115,10 @@ def main() -> int:
         return 0
     if args[0] in COMMANDS:
         return importlib.import_module(f'timm_mobilenext.{args[0]}').main(args[1:])
+    if args[0] == '--resume-newest' and len(args) > 2:
+        _end_with_torchrun()
+        checkpoint = _newest_checkpoint(args[1])
+        args = args[2:] + (['--resume', checkpoint] if checkpoint else [])
 
     is_module = args[0] == '-m' and len(args) > 1
     program = args[is_module]
