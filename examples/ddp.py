@@ -2,14 +2,21 @@
 
     python -m timm_mobilenext examples/ddp.py --config recipes/finetune.yaml --data-dir DIR --num-classes N
     torchrun --nproc-per-node 2 -m timm_mobilenext examples/ddp.py ...
+    torchrun --nproc-per-node 2 --max-restarts 3 -m timm_mobilenext --resume-newest DIR examples/ddp.py --output DIR ...
 
 timm's train.py does more, and is the script to use, but cannot run distributed on CPUs: it hands DDP a device id, which
 PyTorch refuses there. The options here have its names and meanings, and --config takes the recipes written for it.
+
+An epoch depends on the checkpoint before it and on the seed alone, so that a training which was stopped, or killed, and
+resumed ends with the weights of one that was not.
 """
 import argparse
+import csv
+import faulthandler
 import hashlib
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import timm
@@ -91,9 +98,42 @@ def create_loaders(args: argparse.Namespace, model: torch.nn.Module, device: tor
             std=config['std'], crop_pct=config['crop_pct'], scale=args.scale, ratio=args.ratio, hflip=args.hflip,
             color_jitter=args.color_jitter, auto_augment=args.aa, re_prob=args.reprob, re_mode=args.remode,
             interpolation=args.train_interpolation if is_training else config['interpolation'],
-            num_workers=args.workers, persistent_workers=args.workers > 0, distributed=args.distributed,
-            use_prefetcher=False, device=device))
+            # workers that persist would take their random numbers from one epoch into the next
+            num_workers=args.workers, persistent_workers=args.workers > 0 and not is_training,
+            distributed=args.distributed, use_prefetcher=False, device=device))
     return loaders
+
+
+def resume_records(saver: utils.CheckpointSaver, output: str, start_epoch: int) -> None:
+    """Give the saver its checkpoints and best metric back, and take later epochs out of the summary.
+
+    The last epoch is saved a second time, which does what a kill in the middle of that has left undone.
+    """
+    summary = Path(output, 'summary.csv')
+    if not summary.exists():
+        return
+    with summary.open(newline='') as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if int(row['epoch']) < start_epoch]
+    if not rows:
+        summary.unlink()
+        return
+    with summary.with_suffix('.tmp').open('w', newline='') as file:
+        writer = csv.DictWriter(file, reader.fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+    summary.with_suffix('.tmp').replace(summary)
+    for row in rows:
+        epoch, metric = int(row['epoch']), float(row['eval_top1'])
+        if epoch == start_epoch - 1:
+            saver.save_checkpoint(epoch, metric)
+            continue
+        if saver.best_metric is None or metric > saver.best_metric:
+            saver.best_epoch, saver.best_metric = epoch, metric
+        path = os.path.join(output, f'checkpoint-{epoch}.pth.tar')
+        if os.path.exists(path):
+            saver.checkpoint_files.append((path, metric))
+            saver.checkpoint_files.sort(key=lambda file: file[1], reverse=True)
 
 
 def mean_over_ranks(total: torch.Tensor, count: int, args: argparse.Namespace) -> float:
@@ -121,14 +161,16 @@ def main() -> None:
     args = parse_args()
     if args.start_method:
         multiprocessing.set_start_method(args.start_method)
+    # After a restart gloo can be given the address of a process that is gone, and waits for it for 150 minutes.
+    faulthandler.dump_traceback_later(300, exit=True)
     device = utils.init_distributed_device(args)
+    faulthandler.cancel_dump_traceback_later()
     utils.random_seed(args.seed)  # the same weights on all ranks, so that all averages start equal
     model = timm.create_model(
         args.model, num_classes=args.num_classes, in_chans=args.in_chans, drop_rate=args.drop,
         drop_path_rate=args.drop_path, **args.model_kwargs)
     if args.freeze_bn:
         model = freeze_batch_norm_2d(model)
-    utils.random_seed(args.seed, args.rank)  # other images and augmentations on each
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     model.to(device, memory_format=memory_format)
     train_loader, val_loader = create_loaders(args, model, device)
@@ -136,6 +178,13 @@ def main() -> None:
     args.lr = args.lr or scale_lr(args)
     optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args))
     start_epoch = resume_checkpoint(model, args.resume, optimizer, log_info=False) if args.resume else 0
+    if args.distributed:
+        epochs = [0] * args.world_size
+        torch.distributed.all_gather_object(epochs, start_epoch)
+        if len(set(epochs)) > 1:
+            sys.exit(
+                f'The ranks start with epochs {epochs}, expected one for all: --resume must be a file that is the same '
+                'on all machines.')
     ema = None
     if args.model_ema:
         ema = utils.ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
@@ -156,8 +205,11 @@ def main() -> None:
     if utils.is_primary(args):
         os.makedirs(args.output, exist_ok=True)
         saver = utils.CheckpointSaver(
-            model, optimizer, model_ema=ema, checkpoint_dir=args.output, recovery_dir=args.output, max_history=1)
+            model, optimizer, model_ema=ema, checkpoint_dir=args.output, recovery_dir=args.output,
+            max_history=2)  # one to go back to if the newest is damaged, of which last and model_best may be links
+        resume_records(saver, args.output, start_epoch)
     for epoch in range(start_epoch, num_epochs):
+        utils.random_seed(args.seed + epoch * args.world_size, args.rank)  # other augmentations on each, every epoch
         if args.distributed:
             train_loader.sampler.set_epoch(epoch)
         task.train()
@@ -182,7 +234,8 @@ def main() -> None:
         val_metrics = validate(ema.module if ema else model, val_loader, args)
         if saver:
             utils.update_summary(
-                epoch, train_metrics, val_metrics, Path(args.output, 'summary.csv'), lr=lr, write_header=epoch == 0)
+                epoch, train_metrics, val_metrics, Path(args.output, 'summary.csv'), lr=lr,
+                write_header=not Path(args.output, 'summary.csv').exists())
             saver.save_checkpoint(epoch, metric=val_metrics['top1'])
             print(
                 f'epoch {epoch}: lr {lr:.3e}, loss {train_metrics["loss"]:.3f}, top-1 {val_metrics["top1"]:.2f} %',
@@ -190,7 +243,7 @@ def main() -> None:
         scheduler.step(epoch + 1)
 
     digest = hashlib.sha256(b''.join(v.cpu().numpy().tobytes() for v in model.state_dict().values())).hexdigest()
-    print(f'rank {args.rank} of {args.world_size}: {step} updates, weights {digest[:16]}')
+    print(f'rank {args.rank} of {args.world_size}: {num_epochs * steps} updates, weights {digest[:16]}')
     if args.distributed:
         torch.distributed.destroy_process_group()
 

@@ -1,8 +1,14 @@
 """examples/ddp.py under the launcher: the calls of timm's train.py, on one process and on two under torchrun."""
+import contextlib
 import csv
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,26 +33,101 @@ color_jitter: 0.0
 channels_last: true
 clip_grad: 5.0
 """
+# Runs the script that follows it, and kills, by the count of updates and of what was written, not by the clock: first
+# rank 1 in the middle of the second epoch, then rank 0 half-way through the checkpoint of that epoch, then a data
+# worker in the middle of it, then torchrun in the middle of the third epoch.
+KILLER = """
+import multiprocessing, os, runpy, signal, sys
+from pathlib import Path
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+kills = Path(__file__).with_name('kills')
+killed = len(kills.read_text()) if kills.exists() else 0
+rank = int(os.environ['RANK'])
+victim, after = [
+    (os.getpid, 66), (None, 0), (lambda: multiprocessing.active_children()[-1].pid, 22), (os.getppid, 66)][killed]
+updates = records = 0
+
+def kill(pid):
+    with kills.open('a') as file:
+        file.write('x')
+    os.kill(pid, signal.SIGKILL)
+
+def count_updates(*args):
+    global updates
+    updates += 1
+    if updates == after:
+        kill(victim())
+
+def count_records(frame, event, arg):
+    global records
+    if event == 'c_call' and arg.__name__ == 'write_record':
+        records += 1
+        if records == 1000:
+            kill(os.getpid())
+
+def save(state, path):
+    if state['epoch'] == 1:
+        sys.setprofile(count_records)
+    real_save(state, path)
+
+if rank == 1 and victim:
+    register_optimizer_step_post_hook(count_updates)
+if rank == 0 and not victim:
+    real_save, torch.save = torch.save, save
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
 
 
-def command(digits: Path, output: Path, processes: int = 1, **options) -> list[str]:
-    """Return the command that trains on the digits in batches of 32 altogether."""
+def command(digits: Path, output: Path, processes: int = 1, killer: Path | None = None, **options) -> list[str]:
+    """Return the command that trains on the digits in batches of 32 altogether, from the newest checkpoint on."""
     output.mkdir(exist_ok=True)
     (output / 'recipe.yaml').write_text(RECIPE)
-    python = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
+    python = [sys.executable]
+    if processes > 1:
+        python += ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}', '--max-restarts=6']
     options = {
         'config': output / 'recipe.yaml', 'data-dir': digits, 'output': output, 'model': 'mobilenext_035',
         'num-classes': 10, 'img-size': 48, 'epochs': EPOCHS, 'batch-size': 32 // processes, **options}
     return [
-        *(python if processes > 1 else python[:1]), '-m', 'timm_mobilenext', str(ROOT / 'examples' / 'ddp.py'),
+        *python, '-m', 'timm_mobilenext', '--resume-newest', output, *filter(None, [killer]),
+        ROOT / 'examples' / 'ddp.py',
         *(f'--{key}={value}' for key, value in options.items())]
+
+
+def processes_of(output: Path) -> list[int]:
+    """Return the processes that `started` has started, those that they have started, and so on."""
+    found = []
+    for folder in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):  # it has ended
+            if f'TRAINING={output}\0'.encode() in (folder / 'environ').read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+@contextlib.contextmanager
+def started(command: list[str], output: Path) -> Iterator[subprocess.Popen]:
+    """Start a command, and leave none of its processes behind: torchrun gives each rank a session of its own."""
+    with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, 'TRAINING': str(output)}) as process:
+        try:
+            yield process
+        finally:
+            for pid in processes_of(output):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def run(*args, **kwargs) -> str:
     """Run the command and return what it printed."""
-    result = subprocess.run(command(*args, **kwargs), capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    words = command(*args, **kwargs)
+    with started(words, args[1]) as process:
+        stdout, stderr = process.communicate(timeout=1800)
+    assert process.returncode == 0, stderr
+    return stdout
 
 
 @pytest.fixture(scope='module')
@@ -63,6 +144,23 @@ def top1(output: Path) -> float:
     return float(last['eval_top1'])
 
 
+def weights(printed: str) -> list[str]:
+    """Return what the ranks say of their weights in the end."""
+    return sorted(re.findall(r'^rank .*', printed, re.MULTILINE))
+
+
+def assert_same_files(output: Path, expected: Path) -> None:
+    """Two trainings have left the same: the text of the summary, and weights, average and optimizer of checkpoints."""
+    assert {path.name for path in output.iterdir()} == {path.name for path in expected.iterdir()}
+    assert (output / 'summary.csv').read_text() == (expected / 'summary.csv').read_text()
+    for path in expected.glob('*.pth.tar'):
+        ours, theirs = (torch.load(folder / path.name, weights_only=True) for folder in (output, expected))
+        assert [ours[key] for key in ('epoch', 'metric')] == [theirs[key] for key in ('epoch', 'metric')]
+        for key in ('state_dict', 'state_dict_ema'):
+            torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=0)
+        torch.testing.assert_close(ours['optimizer']['state'], theirs['optimizer']['state'], rtol=0, atol=0)
+
+
 def test_one_process(alone):
     """A MobileNeXt learns the digits on one process, and its checkpoint is one of timm's."""
     output, printed = alone
@@ -71,26 +169,48 @@ def test_one_process(alone):
     timm.create_model('mobilenext_035', num_classes=10, checkpoint_path=output / 'model_best.pth.tar')
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='torchrun asks for libuv, without which PyTorch is built here')
-def test_two_processes_stopped_and_resumed(alone, digits, tmp_path):
-    """Two gloo processes under torchrun, stopped and resumed, end with equal weights and the accuracy of one process.
+def test_one_process_resumed(alone, digits, tmp_path):
+    """Resumed from an epoch before, one process ends with the same weights and files, however its workers start."""
+    output = tmp_path / 'resumed'
+    output.mkdir()
+    first, *_ = sorted(alone[0].glob('checkpoint-*.pth.tar'))
+    shutil.copy(first, output)
+    shutil.copy(alone[0] / 'summary.csv', output)
+    assert weights(run(digits, output)) == weights(alone[1])
+    assert_same_files(output, alone[0])
 
-    The resumed run goes on with the next epoch, the learning rate of the schedule and the optimizer's state.
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel of Linux alone ends processes with their torchrun')
+def test_killed(alone, digits, tmp_path):
+    """Killed in every way and started again, two gloo processes end with the weights and files of an undisturbed run.
+
+    They are those of a rank, of one that writes a checkpoint, of a data worker, and of torchrun with the newest
+    checkpoint damaged as by a power cut. The accuracy is that of one process.
     """
-    options = dict(processes=2)
-    with subprocess.Popen(
-            command(digits, tmp_path, **options), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True) as process:
-        first = next(line for line in process.stdout if line.startswith('epoch 0'))
-        process.terminate()
-    printed = first + run(digits, tmp_path, resume=tmp_path / 'last.pth.tar', **options)
-
-    ranks = dict(re.findall(r'rank (\d) of 2: (.*)', printed))
-    assert sorted(ranks) == ['0', '1']
-    assert len(set(ranks.values())) == 1
+    undisturbed = tmp_path / 'undisturbed'
+    expected = run(digits, undisturbed, processes=2)
     schedule = re.compile(r'(epoch \d: lr \S+),')
-    assert schedule.findall(printed) == schedule.findall(alone[1])
-    checkpoint = torch.load(tmp_path / 'last.pth.tar', weights_only=True)
-    assert checkpoint['epoch'] == EPOCHS - 1
-    assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {EPOCHS * UPDATES}
-    assert top1(tmp_path) == pytest.approx(top1(alone[0]), abs=15)
+    assert schedule.findall(expected) == schedule.findall(alone[1])
+    assert len(weights(expected)) == 2
+    assert len({line.partition(': ')[2] for line in weights(expected)}) == 1
+    assert top1(undisturbed) == pytest.approx(top1(alone[0]), abs=15)
+
+    output = tmp_path / 'killed'
+    (tmp_path / 'killer.py').write_text(KILLER)
+    with started(command(digits, output, processes=2, killer=tmp_path / 'killer.py'), output) as process:
+        _, stderr = process.communicate(timeout=1800)
+        assert process.returncode == -signal.SIGKILL, stderr
+        deadline = time.monotonic() + 60
+        while processes_of(output) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not processes_of(output)  # the ranks end with torchrun, and their data workers with them
+    first = output / 'checkpoint-0.pth.tar'
+    assert (tmp_path / 'kills').read_text() == 'xxxx'
+    assert set(re.findall('timm_mobilenext: (.*)', stderr)) == {
+        f'starts from the beginning, with no checkpoint in {output}', f'goes on from {first}',
+        f'passes over {output / "tmp.pth.tar"}, which is not whole'}
+
+    newest = output / 'last.pth.tar'
+    os.truncate(newest, newest.stat().st_size // 2)
+    assert weights(run(digits, output, processes=2)) == weights(expected)
+    assert_same_files(output, undisturbed)
