@@ -192,7 +192,9 @@ def main() -> None:
             load_checkpoint(ema.module, args.resume, use_ema=True)
     task = ClassificationTask(model, LabelSmoothingCrossEntropy(args.smoothing), device=device, verbose=False)
     if args.distributed:
-        task.prepare_distributed(device_ids=None if device.type == 'cpu' else [device])
+        # there are no unused parameters, but DDP would else sum in another order after the first step of each start
+        task.prepare_distributed(
+            device_ids=None if device.type == 'cpu' else [device], find_unused_parameters=True)
 
     steps = len(train_loader)
     scheduler, num_epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=steps)

@@ -112,7 +112,7 @@ def started(command: list[str], output: Path) -> Iterator[subprocess.Popen]:
     """Start a command, and leave none of its processes behind: torchrun gives each rank a session of its own."""
     with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, 'TRAINING': str(output)}) as process:
+            env={**os.environ, 'TRAINING': str(output), 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}) as process:
         try:
             yield process
         finally:

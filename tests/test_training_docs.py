@@ -1,6 +1,7 @@
 """docs/training.md: its commands run, in order, in one folder; those for a GPU or the network say so."""
 import csv
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -80,9 +81,11 @@ def test_command(command, folder, request):
     programs = {'python': [sys.executable], 'torchrun': [sys.executable, '-m', 'torch.distributed.run']}
     script = [Path(word).name for word in words if word.endswith('.py')][-1]
     short = SHORT.get(script, '').replace('--epochs 1', '--epochs 2' if '--resume' in words else '--epochs 1')
+    variables = dict(word.split('=') for word in itertools.takewhile(lambda word: '=' in word, words))
+    program, *args = words[len(variables):]
     result = subprocess.run(
-        [*programs[words[0]], *words[1:], *short.split()], cwd=folder, capture_output=True,
-        text=True, timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        [*programs[program], *args, *short.split()], cwd=folder, capture_output=True,
+        text=True, timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **variables})
     assert result.returncode == 0, result.stderr
 
 
