@@ -158,6 +158,18 @@ class PartialDropPath(DropPath):
         return x * F.pad(scale, (0, 0, 0, 0, 0, x.shape[1] - self.chs), value=1.)
 
 
+@contextmanager
+def naming(**arguments: Any) -> Iterator[None]:
+    """Name the arguments that a layer is made by in the error, of whatever type, where timm cannot make it by them."""
+    try:
+        yield
+    except Exception as error:
+        named = ', '.join(f'{name}={value!r}' for name, value in arguments.items())
+        raise ValueError(
+            f'{named} makes no layer here ({type(error).__name__}: {error}): expected what timm takes for it, for '
+            'feature maps (B, C, H, W) of all the numbers of channels in the network.') from error
+
+
 class ConvNorm(nn.Module):
     """Convolution `conv`, norm `bn`, activation `act` and anti-aliasing `aa`, the last two where asked for.
 
@@ -209,13 +221,14 @@ class ConvNorm(nn.Module):
             in_chs, out_chs, kernel_size, stride=1 if aa_layer else stride, dilation=dilation, groups=groups,
             padding=padding, **dd)
         self.act = None
-        if getattr(norm_layer, 'func', norm_layer) in ('batchnorm2d', nn.BatchNorm2d):
-            self.bn = get_norm_layer(norm_layer)(out_chs, **dd)
-            if apply_act:
-                self.act = create_act_layer(act_layer, inplace=True)
-        else:  # these have the activation in them
-            self.bn = get_norm_act_layer(norm_layer, act_layer)(out_chs, apply_act=apply_act, **dd)
-        self.aa = create_aa(aa_layer, out_chs, stride=stride, noop=None, **dd) if aa_layer else None
+        with naming(norm_layer=norm_layer, act_layer=act_layer, aa_layer=aa_layer):  # not every norm takes any channels
+            if getattr(norm_layer, 'func', norm_layer) in ('batchnorm2d', nn.BatchNorm2d):
+                self.bn = get_norm_layer(norm_layer)(out_chs, **dd)
+                if apply_act:
+                    self.act = create_act_layer(act_layer, inplace=True)
+            else:  # these have the activation in them
+                self.bn = get_norm_act_layer(norm_layer, act_layer)(out_chs, apply_act=apply_act, **dd)
+            self.aa = create_aa(aa_layer, out_chs, stride=stride, noop=None, **dd) if aa_layer else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chs, H, W) to (B, out_chs, ceil(H / stride), ceil(W / stride))."""
@@ -334,9 +347,34 @@ def unwrap(checkpoint: dict[str, Any]) -> dict[str, Any]:
         if isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
             break
-    if any(key.startswith(('module.', '_orig_mod.')) for key in checkpoint):  # DDP and torch.compile
+    is_named = all(isinstance(key, str) for key in checkpoint)
+    if is_named and any(key.startswith(('module.', '_orig_mod.')) for key in checkpoint):  # DDP and torch.compile
         checkpoint = clean_state_dict(checkpoint)
     return checkpoint
+
+
+def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the state dict of a checkpoint, as `unwrap` does, if there is nothing else in it.
+
+    PyTorch loads the real part of complex weights and says so in a warning, and a file of a few bytes has tensors of
+    any size: one number stretched to it. Superfluous once `load_state_dict` takes no such tensors.
+
+    Args:
+        checkpoint: A state dict, or what timm's or the authors' train.py saved.
+
+    Raises:
+        RuntimeError: If a key is no name, or a value no dense tensor of as many real numbers as it says.
+    """
+    state_dict = unwrap(checkpoint)
+    for key, value in state_dict.items():
+        if not (
+                isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+                and not (value.is_nested or value.is_quantized or value.is_complex() or value.is_meta)
+                and value.untyped_storage().nbytes() >= value.numel() * value.element_size()):
+            raise RuntimeError(
+                f'The checkpoint has under {key!r} a {type(value).__name__} that is no weight: expected names, each of '
+                'a dense tensor of real numbers. Give the state dict of the model alone.')
+    return state_dict
 
 
 def check_fit(state_dict: dict[str, Any], model: nn.Module, first_conv: str, classifier: str) -> None:

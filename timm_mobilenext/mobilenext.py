@@ -53,6 +53,17 @@ _STAGES_SE = (
 )
 
 
+def _check(expected: str, is_fine: Callable[[Any], Any], **arguments: Any) -> None:
+    """Raise an error that names the first of the arguments which is not as expected, of a wrong type for one."""
+    for name, value in arguments.items():
+        try:
+            fine = bool(is_fine(value))
+        except Exception:  # of a comparison with what is no number, or of a layer of timm that there is not
+            fine = False
+        if not fine:
+            raise ValueError(f'{name}={value!r} is not supported: expected {expected}.')
+
+
 def _round_chs(chs: int, width_mult: float) -> int:
     """Scale channels as the authors do, mnext.py:167-173."""
     if not chs * width_mult >= 1:
@@ -139,8 +150,8 @@ class SandGlass(nn.Module):
             dtype: Type of the parameters.
 
         Raises:
-            ValueError: If `identity_ratio` is outside [0, 1], the block strides without a last depthwise conv, or a
-                ghost block has fewer output channels than pass the bottleneck by.
+            ValueError: If `identity_ratio` is outside [0, 1], the block strides without a last depthwise conv, a ghost
+                block has fewer output channels than pass the bottleneck by, or `pw_groups` does not divide channels.
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
@@ -168,6 +179,10 @@ class SandGlass(nn.Module):
         if max_expand_ratio and mid_chs < out_chs / max_expand_ratio:
             mid_chs = make_divisible(math.ceil(out_chs / max_expand_ratio), 16)  # mnext.py:66-69
         mid_chs = make_divisible(mid_chs, 2)  # model.py; changes nothing where the line above applies
+        if any(chs % pw_groups for chs in (self.pw_chs, mid_chs, pw_out_chs)):
+            raise ValueError(
+                f'pw_groups={pw_groups} does not divide the channels of the pointwise convs, {self.pw_chs}, {mid_chs} '
+                f'and {pw_out_chs}: expected a number that divides them all.')
 
         act: Any = act_layer
         layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act, **dd)
@@ -284,10 +299,29 @@ class MobileNeXt(nn.Module):
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f'output_stride={output_stride} is not supported: expected 8, 16 or 32.')
-        if weight_init not in ('fan_out', 'torch', 'skip'):
-            raise ValueError(f"weight_init={weight_init!r} is not supported: expected 'fan_out', 'torch' or 'skip'.")
+        # range() takes whole numbers alone, and is empty below 1
+        _check('rows of five whole numbers from 1, the last, a kernel size, odd', lambda rows: len(rows) and all(
+            len(row) == 5 and all(map(range, row)) and row[4] % 2 for row in rows), stages=stages)
+        _check('a whole number from 1', lambda x: range(x) and x < 2 ** 31, in_chans=in_chans, pw_groups=pw_groups)
+        _check('a whole number from 0', lambda x: range(x + 1) and x < 2 ** 31, num_classes=num_classes)
+        _check('a number from 0 to 1', lambda x: 0 <= x <= 1, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        _check('a number from 0 to 100', lambda x: 0 <= x <= 100, max_expand_ratio=max_expand_ratio, se_ratio=se_ratio)
+        _check('a positive number up to 100', lambda x: not x > 100, width_mult=width_mult, depth_mult=depth_mult)
+        _check('a number', lambda x: [x >= 0 or True], identity_ratio=identity_ratio)
+        _check('8, 16 or 32', lambda x: x in (8, 16, 32), output_stride=output_stride)
+        _check("'' or 'same'", lambda x: x in ('', 'same'), pad_type=pad_type)
+        _check("'avg', 'max', 'avgmax', 'catavgmax' or ''", lambda x: create_classifier(
+            1, 0, pool_type=x), global_pool=global_pool)
+        # not all that timm has a name for is a layer of maps
+        def takes_maps(**layer: Any) -> bool:
+            unit = _layers.ConvNorm(32, 32, stride=2, device='meta', **layer).eval()
+            return unit(torch.empty(1, 32, 8, 8, device='meta')).shape[1] == 32
+
+        layers = "a class, or a name of timm's for a layer of maps (B, C, H, W), as batchnorm2d, relu6 and blurpc are"
+        _check(layers, lambda x: not isinstance(x, str) or takes_maps(norm_layer=x), norm_layer=norm_layer)
+        _check(layers, lambda x: not isinstance(x, str) or takes_maps(act_layer=x), act_layer=act_layer)
+        _check(layers, lambda x: not isinstance(x, str) or takes_maps(aa_layer=x), aa_layer=aa_layer)
+        _check("'fan_out', 'torch' or 'skip'", lambda x: x in ('fan_out', 'torch', 'skip'), weight_init=weight_init)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -302,6 +336,9 @@ class MobileNeXt(nn.Module):
             pad_type=pad_type, act_layer=act_layer, norm_layer=norm_layer, aa_layer=aa_layer,
             recompute_act=recompute_act, **dd)
         depths = [_round_repeats(n, depth_mult) for _, _, n, _, _ in stages]
+        if sum(depths) > 1000:
+            raise ValueError(
+                f'depth_mult={depth_mult} makes {sum(depths)} blocks of stages={stages}: expected at most 1000.')
         rows: list[Any] = []
         # taps of the outputs before each stride, the stem's among them unless the first row keeps its resolution
         feature_info: list[dict[str, Any]] = []
@@ -531,7 +568,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MobileNeXt) -> dict[
         RuntimeError: If keys or shapes are not the model's, but for what timm adapts, the classifier and the input
             channels, or if the weights are of a network that pads in another way.
     """
-    state_dict = _authors.from_official(_layers.unwrap(state_dict), model)
+    state_dict = _authors.from_official(_layers.weights(state_dict), model)
     _layers.check_fit(state_dict, model, first_conv='stem.conv', classifier='classifier')
     return state_dict
 
@@ -563,7 +600,10 @@ default_cfgs = generate_default_cfgs({
 def _create_mobilenext(variant: str, pretrained: bool = False, **kwargs: Any) -> MobileNeXt:
     norm_args = {arg: kwargs.pop(f'bn_{arg}') for arg in ('eps', 'momentum') if f'bn_{arg}' in kwargs}
     if norm_args:  # train.py's --bn-eps and --bn-momentum
-        kwargs['norm_layer'] = partial(get_norm_layer(kwargs.get('norm_layer', 'batchnorm2d')), **norm_args)
+        _check('a number from 0 to 1', lambda x: 0 <= x <= 1, **{f'bn_{arg}': x for arg, x in norm_args.items()})
+        norm_layer = kwargs.get('norm_layer', 'batchnorm2d')
+        with _layers.naming(norm_layer=norm_layer):
+            kwargs['norm_layer'] = partial(get_norm_layer(norm_layer), **norm_args)
     feature_cfg = dict(out_indices=kwargs.pop('out_indices', (0, 1, 2, 3, 4)), flatten_sequential=True)
     return _builder.build_model_with_cfg(
         MobileNeXt, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **kwargs)
