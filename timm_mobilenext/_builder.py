@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from timm.models import _builder, get_pretrained_cfg, resolve_pretrained_cfg
 
-from timm_mobilenext import pretrained as places  # as a module, see mobilenext.py
+from timm_mobilenext import _layers, pretrained as places  # as modules, see mobilenext.py
 from timm_mobilenext._authors import SOURCES, Source
 
 _logger = logging.getLogger(__name__)
@@ -64,6 +64,16 @@ def build_model_with_cfg(
     if not overlay and all(kwargs.get(arg) is None for arg in ('num_classes', 'in_chans')):
         kwargs.setdefault('weight_init', 'skip')  # every parameter is loaded; takes a fifth off the time
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+
+    def build_with(checkpoint: dict[str, Any]) -> Any:
+        model = build(state_dict=checkpoint)
+        for module in model.modules():  # a wrapper for features and the model in it
+            getattr(module, 'pretrained_cfg', {}).pop('state_dict', None)
+        return model
+
+    if cfg.file and not (cfg.source or cfg.state_dict or cfg.custom_load):
+        # of a damaged file timm's reader raises an error of any type; it, too, keeps nothing but the state dict
+        return build_with(_layers.weights(places.read(cfg.file)))
     if cfg.source or cfg.state_dict or cfg.file:  # at hand, timm's matter alone
         return build()
     if not cfg.has_weights:
@@ -84,10 +94,7 @@ def build_model_with_cfg(
     def build_from_authors(source: Source, reason: str = '') -> Any:
         if reason:
             _logger.warning(f"{repo} cannot be had from the Hub ({reason}). Taking the authors' own file, {source.url}")
-        model = build(state_dict=source.weights(places.read(places.fetch(source, cache_dir))))
-        for module in model.modules():  # a wrapper for features and the model in it
-            getattr(module, 'pretrained_cfg', {}).pop('state_dict', None)
-        return model
+        return build_with(source.weights(places.read(places.fetch(source, cache_dir))))
 
     if repo and not places.hub_cache(repo, cache_dir):
         if source and places.cached_file(source, cache_dir).exists():

@@ -27,7 +27,7 @@ from timm.utils import ParseKwargs
 
 from timm_mobilenext import __version__
 from timm_mobilenext._authors import LICENSE, SOURCES, Source
-from timm_mobilenext.mobilenext import checkpoint_filter_fn
+from timm_mobilenext.mobilenext import MobileNeXt, checkpoint_filter_fn
 from timm_mobilenext.pretrained import WEIGHTS_NAME, fetch, git_blob_id, read
 
 
@@ -48,6 +48,19 @@ class Converted:
     provenance: dict[str, str]
     source: Source | None = None
     top1: float | None = None
+
+
+_MODEL_KWARGS = sorted({*MobileNeXt.__init__.__annotations__, 'bn_eps', 'bn_momentum'} - {'return', 'device', 'dtype'})
+
+
+def _plain(args: object) -> dict[str, Any]:
+    """Return those arguments of train.py that are plain values, none if there are no such arguments."""
+    plain = {}
+    for key, value in vars(args).items() if isinstance(args, argparse.Namespace) else ():
+        with contextlib.suppress(RecursionError, TypeError, ValueError):
+            json.dumps(value)
+            plain[key] = value
+    return plain
 
 
 def _origin(path: Path, args: dict[str, Any]) -> dict[str, str]:
@@ -122,7 +135,7 @@ def load(
         top1 = source.top1
         origin = dict(license=LICENSE)
     else:
-        args = vars(weights.get('args', argparse.Namespace()))
+        args = _plain(weights.get('args'))
         origin = _origin(path, args) | (dict(license=license) if license else {})
         trained = split_model_name_tag(str(args.get('model') or '').rpartition('/')[2])[0]
         if isinstance(weights.get('metric'), float) and args.get('eval_metric', 'top1') == 'top1':
@@ -137,18 +150,32 @@ def load(
             f'{path} holds {trained}, which {architecture} may load without an error and answer wrongly. Convert it as '
             f'{trained}.')
 
-    model_kwargs = {**(args.get('model_kwargs') or {}), **(model_kwargs or {})}
+    trained_kwargs = args.get('model_kwargs')
+    model_kwargs = {**(trained_kwargs if isinstance(trained_kwargs, dict) else {}), **(model_kwargs or {})}
     if args.get('gp'):
         model_kwargs.setdefault('global_pool', args['gp'])
+    for key in model_kwargs:
+        if key not in _MODEL_KWARGS:  # of create_model's own arguments, some name files and addresses
+            raise ValueError(f'{key}={model_kwargs[key]!r} is no argument of a model: expected some of '
+                             f'{", ".join(_MODEL_KWARGS)}.')
     model: Any = timm.create_model(architecture, device='meta', **model_kwargs)
     weights = checkpoint_filter_fn(weights, model)
     model_kwargs['in_chans'] = weights['stem.conv.weight'].shape[1]
-    model_kwargs['num_classes'] = len(weights.get('classifier.weight', ()))
+    classifier = weights.get('classifier.weight')
+    if classifier is not None and classifier.ndim != 2:
+        raise RuntimeError(
+            f'{path} has a classifier of weights {tuple(classifier.shape)}: expected a row of them for each class.')
+    model_kwargs['num_classes'] = 0 if classifier is None else len(classifier)
     model = timm.create_model(architecture, **model_kwargs).eval()
     model.load_state_dict(weights)
     model.pretrained_cfg['input_size'] = (model_kwargs['in_chans'], *model.pretrained_cfg['input_size'][1:])
     if source is None:
-        model.pretrained_cfg.update(resolve_data_config(args, model=model), license=origin.get('license'))
+        try:
+            model.pretrained_cfg.update(resolve_data_config(args, model=model), license=origin.get('license'))
+        except (AssertionError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f'{path} says of its images what train.py does not: {type(error).__name__}: {error}. Expected numbers '
+                'under img_size, input_size, mean, std and crop_pct. Save the checkpoint without its args.') from error
         model.pretrained_cfg.pop('tag', None)
     provenance = {
         'architecture': architecture,
@@ -206,11 +233,12 @@ def new_folder(output: str | Path) -> Iterator[Path]:
     output = Path(output)
     if output.exists():
         raise FileExistsError(f'{output} exists: expected a new folder. Remove it, or give another with --output.')
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.timm-mobilenext-', dir=output.parent) as work:
+    existing = next(parent for parent in output.absolute().parents if parent.exists())
+    with tempfile.TemporaryDirectory(prefix='.timm-mobilenext-', dir=existing) as work:
         folder = Path(work) / output.name
         folder.mkdir()
         yield folder
+        output.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, output)
 
 
@@ -243,6 +271,18 @@ def convert(
     return output
 
 
+class ModelKwargs(ParseKwargs):
+    """timm's parser of KEY=VALUE, with an error that says so of what is none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any) -> None:
+        """Set the option to a dict of the values."""
+        try:
+            super().__call__(parser, namespace, values, *args)
+        except (MemoryError, RecursionError, ValueError):
+            said = ' '.join(values)[:80]
+            parser.error(f'{self.option_strings[0]} {said}: expected KEY=VALUE, width_mult=1.1 for one.')
+
+
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Return a command line parser with the arguments of all conversions.
 
@@ -257,7 +297,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument('checkpoint', nargs='?', help="checkpoint file; without it the authors' own is downloaded")
     parser.add_argument('--output', '-o', metavar='DIR', help="new folder (default: the architecture's name)")
     parser.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one a line')
-    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ModelKwargs, metavar='KEY=VALUE',
                         help='arguments of the model, such as width_mult=1.1')
     parser.add_argument('--license', metavar='ID', help=(
         'licence of the weights, as the Hub spells it (default: that of the authors where the checkpoint is theirs or '

@@ -161,7 +161,7 @@ def ssdlite320(
     extra: dict[str, Any] = {}
     if weights_backbone is not None:
         weights = weights_backbone if isinstance(weights_backbone, Mapping) else read(weights_backbone)
-        network, extra = _authors.split_ssdlite(_layers.unwrap(dict(weights)))
+        network, extra = _authors.split_ssdlite(_layers.weights(dict(weights)))
         arguments['pretrained_cfg_overlay'] = dict(state_dict=network)
     model: Any = timm.create_model(
         backbone, pretrained=pretrained_backbone or weights_backbone is not None, num_classes=0, **arguments)

@@ -4,20 +4,22 @@ An authors' file is downloaded, and verified against its git blob id before anyt
 decides which of the places weights are taken from.
 """
 import argparse
+import contextlib
 import hashlib
 import http.client
 import logging
 import os
-import pickle
+import pickletools
 import socket
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -25,7 +27,6 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError, \
     RepositoryNotFoundError, RevisionNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from timm.models import get_pretrained_cfg
@@ -113,24 +114,53 @@ def read(path: str | Path) -> dict[str, Any]:
             and files from before torch 1.6 included.
 
     Raises:
+        OSError: If the file is not there or not to be read.
         RuntimeError: If the file is damaged or asks for code.
     """
     path = Path(path)
+    path.open('rb').close()  # below, an OSError is that of a place which a damaged file points to
     try:
         if path.suffix == '.safetensors':
             return load_file(path)
+        _check_size(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         if not isinstance(checkpoint, dict):
             raise RuntimeError(f'it holds a {type(checkpoint).__name__}')
-        return checkpoint
-    except (EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        # plain ones: a file may give an OrderedDict attributes of the names of its methods
+        return {
+            key: dict(dict.items(value)) if isinstance(value, dict) else value for key, value in dict.items(checkpoint)}
+    except Exception as error:  # there is hardly one that no damage makes the libraries raise
         # what torch found is a line of its own between advice that includes loading it unsafely
         lines = [line for line in str(error).splitlines() if line]
         found = next((line for line in lines if 'GLOBAL' in line), lines[0] if lines else type(error).__name__)
         raise RuntimeError(
             f'{path} was not loaded: {found}. Expected a safetensors file or a PyTorch checkpoint of tensors and plain '
             'values; get it anew, or save its state dict alone with safetensors.') from error
+
+
+def _check_size(path: Path) -> None:
+    """Raise an error if a file is not what `torch.save` writes but a small one that fills the memory when it is read.
+
+    `torch.save` packs nothing, and needs no bytearray; in what is left a size is that of bytes in the file, or of
+    memory that nothing is written to. PyTorch guards against code in a file, not against this.
+    """
+    with contextlib.ExitStack() as stack:
+        stream: IO[bytes] = stack.enter_context(path.open('rb'))
+        pickles = [stream] * 5  # before torch 1.6 that many came one after the other
+        if stream.read(4) == b'PK\3\4':  # by which PyTorch knows a zip file
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > path.stat().st_size:
+                raise RuntimeError(f'it is packed, and comes to {size} bytes')
+            names = [name for name in archive.namelist() if name.lower().endswith('data.pkl')]
+            pickles = [stack.enter_context(archive.open(name)) for name in names]
+        stream.seek(0)
+        for file in pickles:
+            with contextlib.suppress(ValueError):  # the end, or damaged: PyTorch says what there is
+                for operation, argument, _ in pickletools.genops(file):
+                    if operation.name == 'GLOBAL' and str(argument).endswith(' bytearray'):
+                        raise RuntimeError('it has the GLOBAL builtins.bytearray, which may be of any size')
 
 
 def hub_owner() -> str | None:
