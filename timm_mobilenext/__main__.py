@@ -53,10 +53,14 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Trac
 def _run_script(path: str) -> None:
     # Not runpy.run_path: it changes sys.argv[0], and takes __main__ away before threads and exit handlers are done.
     loader = SourceFileLoader('__main__', os.path.abspath(path))
+    try:
+        source = loader.get_data(loader.path)
+    except OSError as error:
+        sys.exit(_error(f'{path!r} cannot be read: {error.strerror}.', 2))
     module = ModuleType('__main__')
     vars(module).update(__file__=loader.path, __loader__=loader, __cached__=None)
     sys.modules['__main__'] = module
-    exec(compile(loader.get_data(loader.path), loader.path, 'exec', dont_inherit=True), vars(module))
+    exec(compile(source, loader.path, 'exec', dont_inherit=True), vars(module))
 
 
 def _run_module(module: str) -> None:

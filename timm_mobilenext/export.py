@@ -23,11 +23,10 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from timm.models import load_model_config_from_hf, parse_model_name
-from timm.utils import ParseKwargs
 from tqdm import tqdm
 
 from timm_mobilenext import __version__
-from timm_mobilenext.convert import Converted, clear_errors, new_folder, read_label_names, save
+from timm_mobilenext.convert import Converted, ModelKwargs, clear_errors, new_folder, read_label_names, save
 from timm_mobilenext.convert import load as load_checkpoint
 from timm_mobilenext.runtimes import RUNTIMES, Run, Runtime
 
@@ -402,7 +401,7 @@ def main(argv: list[str]) -> int:
     command.add_argument('--format', nargs='+', required=True, metavar='FORMAT', help=f'some of {", ".join(RUNTIMES)}')
     command.add_argument('--output', '-o', required=True, metavar='DIR', help='new folder')
     command.add_argument('--model', metavar='NAME', help='architecture of a checkpoint that does not say it')
-    command.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+    command.add_argument('--model-kwargs', nargs='*', default={}, action=ModelKwargs, metavar='KEY=VALUE',
                          help='arguments of the model, such as width_mult=1.1')
     command.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one a line')
     options(command)

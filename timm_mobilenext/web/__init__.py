@@ -316,8 +316,9 @@ def server(folder: str | Path, port: int = 0) -> http.server.ThreadingHTTPServer
         raise FileNotFoundError(f'There is no site in {folder}: expected one that this command made (--output).')
     try:
         return http.server.ThreadingHTTPServer(('127.0.0.1', port), functools.partial(_Handler, directory=str(folder)))
-    except OSError as error:
-        raise OSError(f'Port {port} cannot be listened on ({error.strerror}): give another with --port.') from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, 'strerror', error)
+        raise OSError(f'Port {port} cannot be listened on ({reason}): give another with --port.') from error
 
 
 def main(argv: list[str]) -> int:
