@@ -363,9 +363,11 @@ def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
         checkpoint: A state dict, or what timm's or the authors' train.py saved.
 
     Raises:
-        RuntimeError: If a key is no name, or a value no dense tensor of as many real numbers as it says.
+        RuntimeError: If it is empty, a key is no name, or a value no dense tensor of as many real numbers as it says.
     """
     state_dict = unwrap(checkpoint)
+    if not state_dict:  # which timm takes for none, and looks elsewhere
+        raise RuntimeError('The checkpoint is empty: expected a tensor under each name. Give a state dict.')
     for key, value in state_dict.items():
         if not (
                 isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
