@@ -122,6 +122,7 @@ def test_claims():
     assert {name: CLAIMS[name].top1 for name in SOURCES} == {
         name: f'{source.top1:.2f}' for name, source in SOURCES.items()}
     assert len({source.blob for source in SOURCES.values()}) == len({source.name for source in SOURCES.values()}) == 5
+    assert SOURCES['mobilenext_100'].name == 'mobilenext-74_02_full_id_tensor-e0a567e5.pth.tar'
 
 
 def test_weights_of_a_file():

@@ -49,6 +49,7 @@ import sys, typing
 {IMPORT}
 assert new == {{'timm_mobilenext', 'timm_mobilenext.hook'}}, new
 assert not hasattr(timm_mobilenext, 'mobilenet') and 'timm' not in sys.modules
+logging.disable()  # packages that PyTorch imports where they are installed, as pydot, write to the log
 from timm_mobilenext import mobilenext_035
 import timm
 assert timm.model_entrypoint('mobilenext_035') is mobilenext_035

@@ -42,7 +42,7 @@ def step(model: nn.Module, x: torch.Tensor, run=None) -> dict[str, torch.Tensor]
     dict(norm_layer='groupnorm1'), dict(padding='same', act_layer='silu'), dict(stride=1, aa_layer='blurpc'),
     dict(aa_layer='blurpc'), dict(act_layer=None)])
 def test_conv_norm(kwargs):
-    """ConvNorm has the keys and answers of timm's ConvNormAct, and folded the same answers."""
+    """ConvNorm has the keys and answers of timm's ConvNormAct, with PyTorch's batch norm, and folded the same answers."""
     torch.manual_seed(0)
     kwargs = dict(kernel_size=3, stride=2, padding='', norm_layer='batchnorm2d', act_layer='relu6') | kwargs
     ours, theirs = _layers.ConvNorm(4, 8, **kwargs), ConvNormAct(4, 8, **kwargs)
@@ -57,7 +57,16 @@ def test_conv_norm(kwargs):
     norms = [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
     assert (folded is ours) == (kwargs['norm_layer'] == 'groupnorm1')
     assert norms == []
+    assert type(ours.bn) is nn.BatchNorm2d or kwargs['norm_layer'] != 'batchnorm2d'
+    assert isinstance(folded, nn.Conv2d) == (not kwargs.get('apply_act', True) or kwargs['act_layer'] is None)
     torch.testing.assert_close(torch.jit.script(ours)(x), theirs(x))
+
+
+def test_activation_is_in_place():
+    """The activation of a ConvNorm takes no memory of its own, it writes to the output of the norm."""
+    unit, normed = _layers.ConvNorm(4, 8), []
+    unit.bn.register_forward_hook(lambda module, args, out: normed.append(out))
+    assert unit(torch.randn(2, 4, 9, 9)).data_ptr() == normed[0].data_ptr()
 
 
 def test_is_eager():
@@ -164,6 +173,7 @@ def test_checkpoints(run):
     expected = step(plain, x)
     got = step(model, x, run=lambda x: run(model, x))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in plain.modules()]  # nothing stays behind
     step(theirs, x, run=lambda x: torch.utils.checkpoint.checkpoint(theirs, x, use_reentrant=False))
     assert theirs[0].bn.num_batches_tracked == 2 * model[0].bn.num_batches_tracked
     assert kept_bytes(lambda x: run(model, x), x) < kept_bytes(plain, x)
@@ -178,14 +188,23 @@ def test_unwrap():
 
 
 def test_check_fit():
-    """Any model's state dict fits but for classes and input channels; other keys and shapes are named."""
+    """Any model's state dict fits but for classes, input channels and counters; other keys and shapes are named."""
     model = timm.create_model('resnet18', device='meta')
     check = partial(_layers.check_fit, model=model, first_conv='conv1', classifier='fc')
     check(timm.create_model('resnet18', device='meta', num_classes=3, in_chans=1).state_dict())
-    with pytest.raises(RuntimeError, match=r'not of this ResNet: it has layer1\.0\.conv3\.weight, .* and \d+ more'):
+    check({key: value for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')})
+    with pytest.raises(RuntimeError, match=r'ResNet: it lacks bn1\.weight; expected the keys'):
+        check({key: value for key, value in model.state_dict().items() if key != 'bn1.weight'})
+    with pytest.raises(RuntimeError, match=r'not of this ResNet: it has layer1\.0\.conv3\.weight, .* and 195 more'):
         check(timm.create_model('resnet50', device='meta').state_dict())
-    with pytest.raises(RuntimeError, match=r'conv1\.weight has shape \(64, 3, 3, 3\), expected \(64, 3, 7, 7\)'):
-        check(model.state_dict() | {'conv1.weight': torch.empty(64, 3, 3, 3)})
+    more = {f'more.{i}': torch.zeros(1) for i in range(4)}
+    with pytest.raises(RuntimeError, match='ResNet: it has more.0, more.1, more.2 and 1 more, which the model does not'):
+        check(model.state_dict() | more)
+    del more['more.3']
+    with pytest.raises(RuntimeError, match='ResNet: it has more.0, more.1, more.2, which .* have; expected the keys'):
+        check(model.state_dict() | more)
+    with pytest.raises(RuntimeError, match=r'conv1\.weight has shape \(64, 3, 3, 7\), expected \(64, 3, 7, 7\)'):
+        check(model.state_dict() | {'conv1.weight': torch.empty(64, 3, 3, 7)})
 
 
 # -- at work in the networks
