@@ -1,14 +1,129 @@
 """Having a file: what a connection is, a download that fails in each way, and reading without running code."""
+import http.client
 import json
 import os
 import pickle
+import shutil
 import signal
+import socket
+import threading
+import urllib.error
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from client import CREATE, golden, weights_in
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError, \
+    RepositoryNotFoundError, RevisionNotFoundError
 
-from timm_mobilenext.pretrained import read
+from timm_mobilenext import pretrained
+from timm_mobilenext._authors import SOURCES
+from timm_mobilenext.pretrained import fetch, read
+
+
+@pytest.mark.parametrize(('content', 'blob'), [
+    (b'', 'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'), (b'hello\n', 'ce013625030ba8dba906f756967f9e9ca394464a'),
+    (b'\0' * 3_000_000, '73e77f405a9ff5ab6f54695cf10e7be6d23c9a4b')])
+def test_git_blob_id(content, blob, tmp_path):
+    """The id of a file is that which `git hash-object` prints."""
+    path = tmp_path / 'file'
+    path.write_bytes(content)
+    assert pretrained.git_blob_id(path) == blob
+
+
+def test_places_of_files(monkeypatch):
+    """An authors' file lies in the folder that the user gives or in torch.hub's; a mirror's name is in the Hub's id."""
+    source = SOURCES['mobilenext_100']
+    assert pretrained.cached_file(source, '~/mine') == Path.home() / 'mine' / source.name
+    assert pretrained.cached_file(source) == Path(torch.hub.get_dir()) / 'checkpoints' / source.name
+    monkeypatch.delenv('TIMM_MOBILENEXT_HUB_OWNER', raising=False)
+    ids = [pretrained.hub_id(name) for name in ('mobilenext_100', 'mobilenext_035', 'no_such_network')]
+    assert ids == ['timm-mobilenext/mobilenext_100.in1k', None, None]
+    monkeypatch.setenv('TIMM_MOBILENEXT_HUB_OWNER', 'mirror')
+    assert pretrained.hub_id('mobilenext_100') == 'mirror/mobilenext_100.in1k'
+
+
+@pytest.mark.parametrize(('proxies', 'addresses'), [
+    ({}, [('a.invalid', 443), ('b.invalid', 80), ('c.invalid', 81)]),
+    (dict(https_proxy='http://p.invalid:3128'), [('p.invalid', 3128), ('b.invalid', 80), ('c.invalid', 81)]),
+    (dict(http_proxy='p.invalid:3128'), [('a.invalid', 443), ('p.invalid', 3128), ('p.invalid', 3128)]),
+    (dict(all_proxy='p.invalid', no_proxy='a.invalid'), [('a.invalid', 443), ('p.invalid', 80), ('p.invalid', 80)]),
+])
+def test_whom_a_connection_is_to(proxies, addresses, monkeypatch):
+    """A server is called at the port of its address or its scheme, or its proxy is where there is one."""
+    for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    called = []
+    monkeypatch.setattr(socket, 'create_connection', lambda address, timeout: called.append(address) or mock.Mock())
+    urls = ['https://a.invalid/x', 'http://b.invalid', 'http://c.invalid:81/x/y']
+    assert pretrained.answering(urls) == {*urls}
+    assert sorted(called) == sorted(addresses)
+
+
+def test_name_server_that_never_answers(monkeypatch):
+    """A look-up that hangs is not waited for, neither by the question nor by the end of the program."""
+    ended, end, before = [], threading.Event(), threading.enumerate()
+
+    def look_up(address: tuple[str, int], timeout: float) -> None:
+        end.wait(30)
+        ended.append(address)
+        raise OSError
+
+    monkeypatch.setattr(pretrained, 'CONNECT_SECONDS', 0.1)
+    monkeypatch.setattr(socket, 'create_connection', look_up)
+    try:
+        assert pretrained.answering(['http://nobody.invalid']) == set()
+        assert ended == []
+        assert [thread.daemon for thread in threading.enumerate() if thread not in before] == [True]
+    finally:
+        end.set()
+
+
+def http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
+    return kind('of the Hub', response=mock.Mock(status_code=status, headers={}))
+
+
+@pytest.mark.parametrize(('error', 'is_out_of_reach'), [
+    (http_error(RepositoryNotFoundError, 401), True), (http_error(GatedRepoError, 403), False),
+    (http_error(HfHubHTTPError, 500), True), (http_error(HfHubHTTPError, 499), False),
+    (http_error(RevisionNotFoundError, 404), False),
+    (LocalEntryNotFoundError('not in the cache'), True), (HTTPError('broken'), True), (OSError('disk'), False)])
+def test_out_of_reach(error, is_out_of_reach, monkeypatch):
+    """The Hub is out of reach where it is down, silent or lacks the repository; refusals and offline mode stand."""
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    assert pretrained.is_out_of_reach(error) == is_out_of_reach
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    assert not pretrained.is_out_of_reach(error)
+
+
+@pytest.mark.parametrize('failures', [2, 3])
+@pytest.mark.parametrize('error', [
+    ConnectionResetError('reset'), TimeoutError('silent'), http.client.IncompleteRead(b''), urllib.error.URLError('x')])
+def test_broken_connections(error, failures, tmp_path, known_files, monkeypatch):
+    """A download whose connection breaks is made again, twice at most, whatever the library calls it."""
+    source, calls = SOURCES['mobilenext_100'], []
+
+    def download(url: str, path: str) -> None:
+        calls.append(url)
+        if len(calls) <= failures:
+            raise error
+        shutil.copy(known_files['mobilenext_100'], path)
+
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(pretrained, 'answering', set)
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    if failures == 2:
+        assert fetch(source, tmp_path / 'cache') == tmp_path / 'cache' / source.name
+    else:
+        with pytest.raises(OSError, match=f'{source.url} could not be stored as {tmp_path}/cache/.*: '):
+            fetch(source, tmp_path / 'cache')
+    assert calls == [source.url] * 3
+    assert len(list((tmp_path / 'cache').iterdir())) == 3 - failures
 
 
 def test_proxy(server, client, black_hole):
@@ -46,6 +161,8 @@ def test_authors_file_not_to_be_had(fault, message, tmp_path, server, client):
     assert 'pretrained_cfg_overlay=dict(file=PATH)' in error
     assert list(client.torch_cache.iterdir()) == []
     assert not (tmp_path / 'trace').exists()
+    downloads = [request for request in server.log if '/files/' in request]
+    assert len(downloads) == (1 if fault in ('down', 'missing') else 3)  # what breaks off is tried again
 
 
 def test_download_starts_again(server, client):
@@ -128,11 +245,20 @@ def test_read_runs_no_code(tmp_path):
     assert not (tmp_path / 'trace').exists()
 
 
-@pytest.mark.parametrize('name', ['a.safetensors', 'a.pth.tar'])
-@pytest.mark.parametrize('content', [b'', b'weights', b'PK\3\4'])
-def test_read_damaged(name, content, tmp_path):
-    """A file that is no checkpoint is refused with its name."""
+@pytest.mark.parametrize(('name', 'content', 'found'), [
+    ('a.safetensors', b'', 'Error while deserializing'), ('a.safetensors', b'PK\3\4', 'Error while deserializing'),
+    ('a.pth.tar', b'', 'EOFError'), ('a.pth.tar', b'weights', 'Weights only load failed'),
+    ('a.pth.tar', b'PK\3\4', 'PytorchStreamReader failed reading zip archive')])
+def test_read_damaged(name, content, found, tmp_path):
+    """A file that is no checkpoint is refused with its name and what was found."""
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(RuntimeError, match=f'{name} was not loaded: '):
+    with pytest.raises(RuntimeError, match=rf'{name} was not loaded: {found}.*\. Expected a safetensors file'):
         read(path)
+
+
+def test_read_other_objects(tmp_path):
+    """A file that holds no state dict is refused by what it holds."""
+    torch.save([1], tmp_path / 'list.pth')
+    with pytest.raises(RuntimeError, match=r'list\.pth was not loaded: it holds a list\. Expected'):
+        read(tmp_path / 'list.pth')
