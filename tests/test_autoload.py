@@ -68,6 +68,7 @@ def test_on_and_off(environment):
     assert environment.autoload('off').returncode == 0
     assert environment.run('-c', COUNT).stdout == '0\n'
     assert environment.files() == []
+    assert environment.autoload('off').returncode == 0  # off it is
 
 
 def test_launcher_with_autoload_on(environment):
@@ -123,18 +124,20 @@ def test_broken_package(environment, filter):
 
 
 def test_files_of_another_version(environment):
-    """Status tells start-up files that are not this version's, and on renews them."""
-    environment.autoload('on')
+    """Status tells start-up files that are not this version's or not all there, and on renews them."""
     hook = environment.site_packages / f'{NAME}.py'
-    hook.write_text(hook.read_text() + '# older\n')
-    assert 'another version' in environment.autoload('status').stdout
+    start = environment.site_packages / f'{NAME}.start'
+    for damage in (lambda: hook.write_text(hook.read_text() + '# older\n'), hook.unlink, start.unlink):
+        environment.autoload('on')
+        damage()
+        assert 'another version' in environment.autoload('status').stdout
     environment.autoload('on')
     assert environment.autoload('status').stdout.startswith('autoload is on: ')
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='the mode of a folder keeps nobody from writing into it here')
 def test_read_only_environment(environment):
-    """Where site-packages cannot be written to, on says so in one line, leaves nothing and names the other ways."""
+    """Where site-packages cannot be written to, on and off say so, on leaves nothing and names the other ways."""
     root = os.geteuid() == 0
     if root and not shutil.which('setpriv'):
         pytest.skip('root may write anywhere, and there is no setpriv to take that right away')
@@ -149,6 +152,14 @@ def test_read_only_environment(environment):
     assert f'cannot write to {environment.site_packages}' in line
     assert 'virtual environment' in line
     assert environment.files() == []
+    environment.autoload('on')
+    environment.site_packages.chmod(0o555)
+    try:
+        result = environment.autoload('off', prefix=prefix)
+    finally:
+        environment.site_packages.chmod(0o755)
+    assert (result.returncode, result.stdout) == (1, '')
+    assert result.stderr.startswith('timm_mobilenext: autoload off failed: ')
 
 
 def test_no_site(environment):

@@ -7,12 +7,13 @@ import official
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
 import timm_mobilenext
-from timm_mobilenext.convert import convert, main
 from timm_mobilenext._authors import SOURCES
+from timm_mobilenext.convert import clear_errors, convert, load, main, read_label_names
 
 SMALL = 'mobilenext_035'
 
@@ -80,6 +81,38 @@ def test_trained_model(tuned, tmp_path):
     assert config['label_names'] == ['ankle boot', 'bag', 'coat', 'dress', 'pullover']
     assert header(tmp_path / 'out')['source'] == 'checkpoint-3.pth.tar'
     assert 'license' not in header(tmp_path / 'out') | config['pretrained_cfg']
+
+
+@pytest.mark.parametrize(('changed', 'metric', 'top1', 'pool'), [
+    ({}, 87.5, 87.5, 'avg'), (dict(eval_metric='loss'), 87.5, None, 'avg'), ({}, None, None, 'avg'),
+    (dict(gp='max'), 87.5, 87.5, 'max'), (dict(model_kwargs=None), 87.5, 87.5, 'avg')])
+def test_what_train_py_says(changed, metric, top1, pool, tuned, tmp_path):
+    """Of train.py's checkpoint the pooling is taken, and the metric where it is the top-1 accuracy."""
+    saved = torch.load(tuned[0], weights_only=False)
+    vars(saved['args']).update(changed)
+    torch.save(saved | dict(metric=metric), tmp_path / 'changed.pth.tar')
+    loaded = load(None, tmp_path / 'changed.pth.tar')
+    assert (loaded.provenance['architecture'], loaded.top1, loaded.model.global_pool.pool_type) == (SMALL, top1, pool)
+
+
+def test_checkpoint_of_no_known_architecture(tuned, tmp_path):
+    """A checkpoint that says nothing of its architecture, or another name, is an error where none is given."""
+    saved = torch.load(tuned[0], weights_only=False)
+    torch.save(saved['state_dict_ema'], tmp_path / 'mute.pth')
+    with pytest.raises(ValueError, match=r'mute\.pth does not say of which architecture it is: expected one of '):
+        load(None, tmp_path / 'mute.pth')
+    saved['args'].model = 'resnet18'
+    torch.save(saved, tmp_path / 'foreign.pth')
+    with pytest.raises(ValueError, match=r"foreign\.pth is of 'resnet18': expected one of mobilenext_035, "):
+        load(None, tmp_path / 'foreign.pth')
+
+
+def test_label_names(tmp_path):
+    """The names of the classes are the lines of a file that say anything."""
+    (tmp_path / 'names.txt').write_text('ankle boot\n\n  bag \n', encoding='utf-8')
+    (tmp_path / 'empty.txt').touch()
+    assert read_label_names(str(tmp_path / 'names.txt')) == ['ankle boot', 'bag']
+    assert read_label_names(str(tmp_path / 'empty.txt')) is read_label_names(None) is None
 
 
 @pytest.mark.parametrize(('model', 'args', 'theirs'), [
@@ -150,6 +183,28 @@ def test_errors(args, message, tuned, tmp_path, monkeypatch):
         main(args)
     assert str(error.value).startswith(message)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_weights_that_do_not_come_back(tuned, tmp_path, monkeypatch):
+    """Weights that timm does not read back as they were written are an error, and leave no folder."""
+    from timm_mobilenext import convert as module
+
+    save_file = module.save_file
+    monkeypatch.setattr(module, 'save_file', lambda state, *args, **kwargs: save_file(
+        {key: value + 1 for key, value in state.items()}, *args, **kwargs))
+    with pytest.raises(RuntimeError, match=r'timm does not read the weights back that were written to .*out\.'):
+        convert(SMALL, tuned[0], tmp_path / 'new' / 'out')
+    assert list((tmp_path / 'new').iterdir()) == []
+
+
+@pytest.mark.parametrize(('error', 'said'), [
+    (ImportError('it'), 'it'), (OSError('it'), 'it'), (RuntimeError('it'), 'it'), (ValueError('it'), 'it'),
+    (HTTPError('it'), 'it'), (KeyboardInterrupt(), 'interrupted')])
+def test_one_line(error, said):
+    """Whatever a library calls a failure, a command ends in one line without a traceback."""
+    with pytest.raises(SystemExit) as end, clear_errors():
+        raise error
+    assert end.value.code == f'error: {said}'
 
 
 def test_wrong_blob_leaves_nothing(server, client):

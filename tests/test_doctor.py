@@ -72,12 +72,15 @@ def test_server_that_never_answers(client):
 
 
 @pytest.mark.parametrize('training', [True, False])
-def test_count_leaves_the_model_alone(training):
-    """Counting changes neither the mode nor the statistics of a model."""
+def test_count_leaves_the_model_alone(training, capsys):
+    """Counting changes neither the mode nor the statistics nor the hooks of a model, and prints nothing."""
     model = timm.create_model('mobilenext_035').train(training)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     params, madds, activations = count(model)
     assert (params, madds) == (1_913_976, 75_141_032)
+    assert {layer.training for layer in model.modules()} == {training}
+    assert not any(layer._forward_hooks for layer in model.modules())
+    assert capsys.readouterr().out == ''
     sizes = []
     for layer in model.modules():
         if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
