@@ -1,5 +1,6 @@
 """Export by the command and its function: sources, the check, what is published, bad input."""
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 from torch.optim.swa_utils import update_bn
 
 from timm_mobilenext import export, runtimes
+from timm_mobilenext.convert import Converted
 from timm_mobilenext.runtimes import RUNTIMES
 
 INT8 = [runtime.name for runtime in RUNTIMES.values() if runtime.int8_modules is not None]
@@ -116,6 +118,66 @@ def test_check():
     agreement, difference = export.check(model, lambda image: image.reshape(1, -1)[:, ::-1], images[:3])
     assert agreement == 0
     assert difference == pytest.approx(1 / images[:3].std())
+
+
+def test_check_in_words():
+    """What the check found is said in words: the classes that agree, the logits, and why it was not checked."""
+    row = export.Exported(Path('model.onnx'), 'onnx', 'fp32', (3, 8, 8), 100)
+    row.note = 'not checked: no phone'
+    assert row.check() == 'not checked: no phone'
+    row.largest_difference, row.note = 0.0012, ''
+    assert row.check() == 'logits within 1.2e-03 of their standard deviation, on noise'
+    row.images, row.top1_agreement = 8, 0.875
+    assert row.check() == 'top-1 of 87.5% of 8 images, logits within 1.2e-03 of their standard deviation'
+
+
+@pytest.mark.parametrize(('count', 'taken'), [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (5, range(5)), (9, range(5))])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_read_images(channels, count, taken, tmp_path):
+    """Images are picked evenly from a folder and those in it, as many as there are, in the channels of the network."""
+    (tmp_path / 'b').mkdir()
+    for i, name in enumerate(('a.png', 'b/1.JPEG', 'b/2.bmp', 'c.webp', 'd.tif')):
+        Image.new('RGB', (8, 8), (50 * i,) * 3).save(tmp_path / name)
+    config = dict(input_size=(channels, 8, 8), mean=(0.,) * channels, std=(1.,) * channels, crop_pct=1.)
+    images = export.read_images(tmp_path, config, count)
+    assert images.shape == (len(taken), channels, 8, 8)
+    assert (images[:, 0, 4, 4] * 255 / 50).round().tolist() == [*taken]
+    with pytest.raises(ValueError, match='The network takes 2 channels, expected 1 or 3, which images have'):
+        export.read_images(tmp_path, config | dict(input_size=(2, 8, 8)), count)
+
+
+def test_describe():
+    """A file says how its images are made and what its classes are: those given, of the config, or ImageNet's."""
+    model = timm.create_model(SMALL, device='meta', num_classes=2)
+    converted = Converted(model, {}, {'source': 'mine'})
+    config = dict(input_size=(1, 8, 8), crop_pct=1.)
+    about = export.describe(converted, config)
+    assert (about['source'], about['input'], about['input_size'], about['crop_pct'], about['num_classes']) == (
+        'mine', 'L', [1, 8, 8], 1., 2)
+    assert 'label_names' not in about
+    model.pretrained_cfg['label_names'] = ('a', 'b')
+    assert export.describe(converted, config)['label_names'] == ['a', 'b']
+    assert export.describe(converted, config, ['c', 'd'])['label_names'] == ['c', 'd']
+    imagenet = export.describe(
+        Converted(timm.create_model(SMALL, device='meta'), {}, {}), config | dict(input_size=(3, 8, 8)))
+    assert (imagenet['input'], len(imagenet['label_names'])) == ('RGB', 1000)
+
+
+@needs_exporter
+@pytest.mark.parametrize(('found', 'is_on_images', 'error'), [
+    ((0.9, 1e-4), True, ''), ((0.5, 1e-4), False, ''), ((1., float('nan')), False, 'the logits differ by nan'),
+    ((0.75, 0.), True, r'75\.0% of 4 images get the same class as in PyTorch, expected at least 90\.0%')])
+def test_what_the_check_is_held_to(found, is_on_images, error, untrained, tmp_path, monkeypatch):
+    """Nine of ten images have to get PyTorch's class, and all logits to be numbers; of noise the logits alone count."""
+    monkeypatch.setattr(export, 'check', lambda *args: found)
+    converted, folder = export.load(untrained), tmp_path / 'files'
+    folder.mkdir()
+    options = dict(check_on=np.zeros((4, 3, 1, 1), np.float32)) if is_on_images else {}
+    with pytest.raises(RuntimeError, match=f'model.pt: {error}') if error else contextlib.nullcontext():
+        row, = export.write(converted, ['torchscript', 'torchscript'], folder, img_size=1, num_images=1, **options)
+        assert (row.images, row.top1_agreement) == ((4, found[0]) if is_on_images else (0, None))
+        assert row.bytes == (folder / 'model.pt').stat().st_size
+        assert json.loads((folder / 'model.json').read_text())['files'][0]['input_size'] == [3, 1, 1]
 
 
 @needs_exporter

@@ -1,5 +1,7 @@
 """Files for mobile runtimes: their graphs, what they compute in, what they say of themselves."""
+import importlib.util
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -139,6 +141,33 @@ def test_int8_is_int8(calibrated_files):
     stored = graph(folder / 'model.weights_int8.onnx')
     assert stored['DequantizeLinear'] == stored['Conv'] + stored['Gemm']
     assert 'QuantizeLinear' not in stored
+
+
+@pytest.mark.parametrize('printed', ['said', 'x' * 3000])
+def test_quiet(printed, capfd):
+    """What converters print stays unseen, but for a progress bar; its end is a note to the error where one fails."""
+    def convert(error: Exception | None = None) -> None:
+        with runtimes.quiet() as terminal:
+            print(printed, flush=True)
+            os.write(2, b'from below')
+            print('progress', file=terminal, flush=True)
+            if error:
+                raise error
+
+    convert()
+    with pytest.raises(ValueError, match='failed') as error:
+        convert(ValueError('failed'))
+    print('heard again')
+    assert error.value.__notes__ == [f'{printed}\nfrom below'[-2000:]]
+    assert capfd.readouterr() == ('heard again\n', 'progress\n' * 2)
+
+
+def test_missing(monkeypatch):
+    """Of what is not installed a format names its own modules, and those of int8 where that is asked for."""
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    assert RUNTIMES['openvino'].missing() == ['timmx', 'openvino']
+    assert RUNTIMES['openvino'].missing(int8=True) == ['timmx', 'openvino', 'nncf']
+    assert RUNTIMES['torchscript'].missing(int8=True) == ['timmx']
 
 
 def test_load():
