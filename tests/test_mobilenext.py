@@ -66,6 +66,7 @@ def test_evaluation_transform(name):
     assert config == dict(
         input_size=(3, 224, 224), interpolation='bicubic', crop_pct=0.875, crop_mode='center',
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert (timm.get_pretrained_cfg(name).pool_size, timm.get_pretrained_cfg(name).num_classes) == ((7, 7), 1000)
     resize, crop = create_transform(**config).transforms[:2]
     assert (resize.size, resize.interpolation.value, tuple(crop.size)) == (256, 'bicubic', (224, 224))
 
@@ -97,6 +98,11 @@ def test_other_widths(width_mult, params, madds):
     model = timm.create_model('mobilenext_100', width_mult=width_mult, device='meta').eval()
     assert sum(p.numel() for p in model.parameters()) == params
     assert round(count_madds(model) / 1e6, 3) == madds
+
+
+def test_smallest_width():
+    """The narrowest network is that whose stem still has a channel to round up."""
+    assert timm.create_model('mobilenext_100', width_mult=1 / 32, device='meta').stem.conv.out_channels == 8
 
 
 @pytest.mark.parametrize('case', official.GOLDEN['cases'])
@@ -167,7 +173,10 @@ def test_init():
     assert block.dw_start.conv.weight.detach().std() == pytest.approx((2 / (9 * 960)) ** 0.5, rel=0.05)
     assert block.pw_expand.conv.weight.detach().std() == pytest.approx((2 / 960) ** 0.5, rel=0.05)
     assert model.classifier.weight.detach().std() == pytest.approx(0.01, rel=0.05)
+    assert model.classifier.weight.detach().mean().abs() < 1e-3
     assert not model.classifier.bias.any()
+    squeezing = timm.create_model(SMALL, se_ratio=0.25)  # the one kind of conv that has a bias
+    assert not any(m.bias.any() for m in squeezing.modules() if isinstance(m, nn.Conv2d) and m.bias is not None)
     assert model.drop_rate == 0
     efficient = timm.create_model('mobilenext_s').blocks[6][1]  # PyTorch's: uniform, standard deviation sqrt(1 / 3 / 9)
     assert efficient.dw_start.conv.weight.detach().std() == pytest.approx((1 / 27) ** 0.5, rel=0.05)
@@ -382,6 +391,55 @@ def test_forward_intermediates(indices, calibrated):
         model.forward_intermediates(x, output_fmt='NLC')
 
 
+@pytest.mark.parametrize(('indices', 'rows', 'chs'), [([0], 0, 16), ([1], 2, 48), ([0, 2], 3, 64), (1, 8, 1280)])
+def test_prune_intermediate_layers(indices, rows, chs):
+    """What is behind the last feature that is asked for goes, the head with it; the features stay as they are."""
+    model = timm.create_model(SMALL).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.forward_intermediates(x, indices=indices, intermediates_only=True)
+        pruned = copy.deepcopy(model)
+        taken = pruned.prune_intermediate_layers(indices)
+        assert taken == ([4] if indices == 1 else indices)
+        assert torch.equal(pruned(x), expected[-1])
+        assert (len(pruned.blocks), pruned.num_features, pruned.num_classes) == (rows, chs, 0)
+        kept = copy.deepcopy(model)
+        kept.prune_intermediate_layers(indices, prune_head=False)
+        assert kept.num_classes == (1000 if rows == 8 else 0)
+        by_row = copy.deepcopy(model)
+        assert by_row.prune_intermediate_layers([rows], extra_blocks=True) == [rows]
+        assert torch.equal(by_row(x), expected[-1])
+
+
+def test_reset_classifier():
+    """A new classifier is in the mode of the model, keeps the pooling unless another is given, and knows its inputs."""
+    model = timm.create_model(SMALL, global_pool='max').eval()
+    model.reset_classifier(5)
+    assert (model.num_classes, model.classifier.out_features, model.global_pool.pool_type) == (5, 5, 'max')
+    model.reset_classifier(3, 'catavgmax')
+    assert model.head_hidden_size == model.classifier.in_features == 2 * 1280
+    assert not any(m.training for m in model.modules())
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_head():
+    """The head pools, drops in training alone with the probability that is given, and classifies unless told not."""
+    model = timm.create_model(SMALL, drop_rate=0.25)
+    features = torch.ones(4, 1280, 2, 2)
+    dropped = model.forward_head(features, pre_logits=True)
+    assert dropped.shape == (4, 1280)
+    assert (dropped == 0).float().mean() == pytest.approx(0.25, abs=0.05)
+    assert torch.equal(model.eval().forward_head(features, pre_logits=True), features.mean((2, 3)))
+    assert torch.equal(model.forward_head(features), model.get_classifier()(features.mean((2, 3))))
+
+
+def test_group_matcher():
+    """Parameters are grouped by block or, coarsely, by row."""
+    model = timm.create_model(SMALL, device='meta')
+    for coarse, groups in (({}, ('5', '3')), (dict(coarse=True), ('5',))):
+        assert re.match(model.group_matcher(**coarse)['blocks'], 'blocks.5.3.dw_end.conv.weight').groups() == groups
+
+
 def test_layer_decay():
     """Layer decay gives the stem the smallest and the classifier the full learning rate, 22 groups by block."""
     optimizer = create_optimizer_v2(timm.create_model('mobilenext_100'), 'sgd', lr=1., layer_decay=0.5)
@@ -431,6 +489,7 @@ def test_bad_block():
         SandGlass(8, 16, stride=2, dw_end=False)
     with pytest.raises(ValueError, match=r'ghost=True lets 32 of in_chs=64 channels pass.*out_chs=16, or ghost=False'):
         SandGlass(64, 16, ghost=True)
+    assert SandGlass(4, 3, ghost=True)(torch.randn(2, 4, 8, 8)).shape == (2, 3, 8, 8)  # one to compute is enough
 
 
 def test_class_is_public():
