@@ -489,7 +489,7 @@ def test_bad_block():
         SandGlass(8, 16, stride=2, dw_end=False)
     with pytest.raises(ValueError, match=r'ghost=True lets 32 of in_chs=64 channels pass.*out_chs=16, or ghost=False'):
         SandGlass(64, 16, ghost=True)
-    assert SandGlass(4, 3, ghost=True)(torch.randn(2, 4, 8, 8)).shape == (2, 3, 8, 8)  # one to compute is enough
+    assert SandGlass(2, 2, ghost=True)(torch.randn(2, 2, 8, 8)).shape == (2, 2, 8, 8)  # one of each is enough
 
 
 def test_class_is_public():

@@ -47,6 +47,7 @@ def test_card_of_authors_weights(tmp_path, known_files):
     assert [(r.metric_name, r.metric_value, r.source_name) for r in card.data.eval_results] == [
         (f'Top {k} Accuracy', value, "reported by the authors' training log, not measured again")
         for k, value in ((1, 76.056), (5, 92.744))]
+    assert '- **Dataset:** ImageNet-1k\n' in card.text
     assert 'Params (M): 3.93' in card.text
     assert 'GMACs: 0.33' in card.text
     assert '| **mobilenext_s** | 3.93 | 0.33 | 76.056 | 92.744 |' in card.text
@@ -71,6 +72,7 @@ def test_published_model_comes_back(server, client, published, checkpoint):
     pinned = re.search(r"'(hf-hub:me/mine@[0-9a-f]{40})'", client.stdout)[1]
     card = ModelCard.load(server.hub / 'me' / 'mine' / 'README.md')
     assert (card.data.license, card.data.datasets, card.data.eval_results) == ('mit', ['me/abc'], None)
+    assert '- **Dataset:** me/abc\n' in card.text
     assert not (server.hub / 'me' / 'mine' / 'LICENSE').exists()
     client.run(f"""
 weights = torch.load({str(checkpoint)!r}, weights_only=True)
