@@ -171,6 +171,24 @@ def test_card_of_fine_tuned_weights(tmp_path):
     assert 'The Clear BSD License' in (folder / 'LICENSE').read_text()
 
 
+@pytest.mark.parametrize('dataset', ['me/abc', None])
+def test_card_of_a_training_run(dataset, tmp_path):
+    """The accuracy that a training run reports is in the card, and read by the Hub where the data has a name there."""
+    state = timm.create_model(SMALL, num_classes=3).state_dict()
+    torch.save(dict(state_dict=state, args=argparse.Namespace(model=SMALL), metric=81.25), tmp_path / 'best.pth.tar')
+    folder = publish(SMALL, tmp_path / 'best.pth.tar', tmp_path / 'out', repo_id='me/mine', dataset=dataset)
+    card = ModelCard.load(folder / 'README.md')
+    assert '## Results\n\nTop-1 accuracy 81.25 %, as the training run reports it' in card.text
+    if dataset:
+        result, = card.data.eval_results
+        assert (result.dataset_type, result.dataset_name, result.metric_name, result.metric_value) == (
+            'me/abc', 'me/abc', 'Top 1 Accuracy', 81.25)
+        assert result.source_name is None
+    else:
+        assert card.data.eval_results is card.data.datasets is None
+        assert 'Dataset' not in card.text
+
+
 def test_nothing_is_uploaded_unasked(server, client, checkpoint):
     """Without --push the command makes the folder, says so, and talks to nobody."""
     out = client.run(PUBLISH.format([SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine']))
