@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from networks import ARCHITECTURES, FAMILIES, OFFICIAL_NAME, SMALL
+from pages import DOCS
 
 from timm_mobilenext._authors import CLAIMS, SOURCES
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
@@ -91,8 +92,10 @@ def test_layout_of_another_padding():
         module, _, leaf = key.rpartition('.')
         key = f'{stem.get(module, module)}.{leaf}'
         theirs[f'{match[1]}.{names[match[2]]}{match[3]}' if match else key] = value
-    with pytest.raises(RuntimeError, match=r"class Efficientmnext.* pad_type='', bn_eps=1e-5 and bn_momentum=0\.1"):
-        checkpoint_filter_fn(theirs, timm.create_model('mobilenext_s', device='meta'))
+    for kwargs in ({}, dict(pad_type=''), dict(bn_eps=1e-5)):  # one of the two is as wrong as both
+        other = timm.create_model('mobilenext_s', device='meta', **kwargs)
+        with pytest.raises(RuntimeError, match=r"class Efficientmnext.* pad_type='', bn_eps=1e-5 and bn_momentum=0\.1"):
+            checkpoint_filter_fn(theirs, other)
     model = timm.create_model('mobilenext_s', device='meta', pad_type='', bn_eps=1e-5, bn_momentum=0.1)
     mapped = checkpoint_filter_fn(theirs, model)
     assert mapped.keys() == native.keys()
@@ -123,6 +126,16 @@ def test_claims():
         name: f'{source.top1:.2f}' for name, source in SOURCES.items()}
     assert len({source.blob for source in SOURCES.values()}) == len({source.name for source in SOURCES.values()}) == 5
     assert SOURCES['mobilenext_100'].name == 'mobilenext-74_02_full_id_tensor-e0a567e5.pth.tar'
+
+
+def test_page_about_the_weights():
+    """docs/weights.md has each file with its blob id, its accuracies in %, and whether they are of the EMA weights."""
+    page = (DOCS / 'weights.md').read_text()
+    for name, source in SOURCES.items():
+        file = '/'.join(source.url.split('/')[-2:])
+        row = f'| `{name}` | `{file}` | `{source.blob}` | {source.top1:.3f} / {source.top5:.3f} |'
+        line, = (line for line in page.splitlines() if line.startswith(row))
+        assert ('EMA' in line) == source.ema
 
 
 def test_weights_of_a_file():
