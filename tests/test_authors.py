@@ -9,7 +9,7 @@ import torch
 from networks import ARCHITECTURES, FAMILIES, OFFICIAL_NAME, SMALL
 from pages import DOCS
 
-from timm_mobilenext._authors import CLAIMS, SOURCES
+from timm_mobilenext._authors import CLAIMS, SOURCES, split_ssdlite
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
 
 
@@ -126,6 +126,15 @@ def test_claims():
         name: f'{source.top1:.2f}' for name, source in SOURCES.items()}
     assert len({source.blob for source in SOURCES.values()}) == len({source.name for source in SOURCES.values()}) == 5
     assert SOURCES['mobilenext_100'].name == 'mobilenext-74_02_full_id_tensor-e0a567e5.pth.tar'
+
+
+def test_split_ssdlite():
+    """Of the authors' detector the extra blocks are told by their keys; what they have no place for is left in."""
+    network, extra = split_ssdlite({
+        'features.0.0.weight': 1, 'extras.0.0.weight': 2, 'extras.2.4.bias': 3, 'extras.1.6.running_mean': 4,
+        'extras.0.2.weight': 5, 'extras.0': 6})
+    assert network == {'features.0.0.weight': 1, 'extras.0.2.weight': 5, 'extras.0': 6}
+    assert extra == {'0.0.0.weight': 2, '2.1.1.bias': 3, '1.2.1.running_mean': 4}
 
 
 def test_page_about_the_weights():
