@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import importlib.util
+import inspect
 import json
 import os
 import signal
@@ -161,6 +162,16 @@ def test_describe():
     imagenet = export.describe(
         Converted(timm.create_model(SMALL, device='meta'), {}, {}), config | dict(input_size=(3, 8, 8)))
     assert (imagenet['input'], len(imagenet['label_names'])) == ('RGB', 1000)
+
+
+def test_options_are_those_of_the_function():
+    """What is not said to a command is what the function takes where it is not told."""
+    command = argparse.ArgumentParser()
+    export.options(command)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(export.write).parameters.items()}
+    chosen = export.chosen(command.parse_args([]))
+    assert len(chosen) == 10
+    assert chosen | dict(weights=()) == {name: defaults[name] for name in chosen}
 
 
 @needs_exporter

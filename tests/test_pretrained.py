@@ -228,6 +228,71 @@ def test_ctrl_c(is_on_hub, request, server, client):
     client.run(golden('mobilenext_100'))
 
 
+def test_cached_file_is_verified(tmp_path, known_files, monkeypatch, caplog):
+    """A file in the cache is taken if it is whole, else downloaded again, which offline or unconnected is an error."""
+    source, calls, theirs = SOURCES['mobilenext_100'], [], known_files['mobilenext_100']
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(pretrained, 'answering', set)
+    monkeypatch.setattr(
+        torch.hub, 'download_url_to_file', lambda url, path: calls.append(url) or shutil.copy(theirs, path))
+    path = fetch(source, tmp_path)
+    assert fetch(source, tmp_path) == path
+    assert (len(calls), caplog.text) == (1, '')
+    os.truncate(path, 1000)
+    assert pretrained.git_blob_id(fetch(source, tmp_path)) == source.blob
+    assert len(calls) == 2
+    assert f'{path} is damaged, its git blob id is not {source.blob}. Downloading it again.' in caplog.text
+    path.unlink()
+    monkeypatch.setattr(pretrained, 'answering', lambda urls: set())
+    with pytest.raises(ConnectionError, match='is not in the cache, and there is no connection to its server'):
+        fetch(source, tmp_path)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(OSError, match='is not in the cache and HF_HUB_OFFLINE is set'):
+        fetch(source, tmp_path)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(('of_hub', 'of_authors', 'place'), [
+    (None, None, 'Hub (timm-mobilenext/mobilenext_100.in1k)'),
+    (http_error(GatedRepoError, 403), None,
+     'Hub (timm-mobilenext/mobilenext_100.in1k), gated: accept its conditions there'),
+    (http_error(RepositoryNotFoundError, 401), None, "authors' file (github.com)"),
+    (HTTPError('broken'), None, "authors' file (github.com)"),
+    (http_error(RepositoryNotFoundError, 401), TimeoutError(),
+     "out of reach (the Hub says RepositoryNotFoundError, the server of the authors' file TimeoutError)"),
+    (http_error(RevisionNotFoundError, 404), None, 'out of reach (the Hub says RevisionNotFoundError)'),
+    (OSError('disk'), None, 'out of reach (the Hub says OSError)')])
+def test_locate(of_hub, of_authors, place, tmp_path, monkeypatch):
+    """Weights that are in no cache are where the first server that has them is; one that refuses them is the last."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(pretrained, 'hub_cache', lambda repo: None)
+    monkeypatch.setattr('huggingface_hub.get_hf_file_metadata', mock.Mock(side_effect=of_hub))
+    monkeypatch.setattr('urllib.request.urlopen', mock.MagicMock(side_effect=of_authors))
+    assert pretrained.locate('mobilenext_100', 1) == place
+    assert pretrained.locate('mobilenext_035', 1) == 'none'
+    monkeypatch.setenv('TIMM_MOBILENEXT_HUB_OWNER', 'mirror')  # who has no files of the authors
+    assert "authors' file" not in pretrained.locate('mobilenext_100', 1)
+
+
+def test_locate_in_caches(tmp_path, known_files, monkeypatch):
+    """Weights in a cache are there, those of the Hub first; a damaged file of the authors is said to be one."""
+    source = SOURCES['mobilenext_100']
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(pretrained, 'hub_cache', lambda repo: None)
+    assert pretrained.locate('mobilenext_100', 1) == 'not cached, and HF_HUB_OFFLINE is set'
+    path = pretrained.cached_file(source)
+    path.parent.mkdir()
+    shutil.copy(known_files['mobilenext_100'], path)
+    assert pretrained.locate('mobilenext_100', 1) == f"cached, authors' file ({source.name})"
+    os.truncate(path, 1000)
+    assert pretrained.locate('mobilenext_100', 1) == (
+        f"cached, authors' file ({source.name}, damaged: will be downloaded again)")
+    monkeypatch.setattr(pretrained, 'hub_cache', lambda repo: tmp_path)
+    assert pretrained.locate('mobilenext_100', 1) == 'cached, from the Hub (timm-mobilenext/mobilenext_100.in1k)'
+
+
 def code_that_makes(folder: Path) -> bytes:
     """Return a pickle that makes a folder when it is loaded."""
     class Code:
