@@ -193,8 +193,8 @@ def test_weights_that_do_not_come_back(tuned, tmp_path, monkeypatch):
     monkeypatch.setattr(module, 'save_file', lambda state, *args, **kwargs: save_file(
         {key: value + 1 for key, value in state.items()}, *args, **kwargs))
     with pytest.raises(RuntimeError, match=r'timm does not read the weights back that were written to .*out\.'):
-        convert(SMALL, tuned[0], tmp_path / 'new' / 'out')
-    assert list((tmp_path / 'new').iterdir()) == []
+        convert(SMALL, tuned[0], tmp_path / 'new' / 'folder' / 'out')
+    assert list((tmp_path / 'new' / 'folder').iterdir()) == []
 
 
 @pytest.mark.parametrize(('error', 'said'), [
