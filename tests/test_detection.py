@@ -8,6 +8,7 @@ import json
 import runpy
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import official
@@ -17,6 +18,8 @@ import torch
 from networks import ARCHITECTURES, FAMILIES, SMALL
 from PIL import Image, ImageDraw
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
@@ -164,6 +167,27 @@ def test_backbones(name, channels):
     assert not missing
 
 
+def test_defaults_are_torchvisions():
+    """Classes, size, default boxes, heads and post-processing are those of torchvision's SSDLite unless given."""
+    theirs = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    ours = ssdlite320(SMALL)
+    for name in ('score_thresh', 'nms_thresh', 'detections_per_img', 'topk_candidates'):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert (ours.transform.min_size, ours.transform.max_size) == (theirs.transform.min_size, theirs.transform.max_size)
+    assert ours.transform.fixed_size == theirs.transform.fixed_size
+    for name in ('aspect_ratios', 'scales'):
+        assert getattr(ours.anchor_generator, name) == getattr(theirs.anchor_generator, name)
+    assert ours.head.classification_head.num_columns == theirs.head.classification_head.num_columns == 91
+    norms = [{(m.eps, m.momentum) for m in model.head.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+             for model in (ours, theirs)]
+    assert norms[0] == norms[1]
+    boxes = DefaultBoxGenerator([[2]] * 6)
+    mine = ssdlite320(SMALL, num_classes=2, norm_layer=partial(torch.nn.BatchNorm2d, eps=0.5), anchor_generator=boxes)
+    assert mine.anchor_generator is boxes
+    assert mine.head.classification_head.num_columns == 2
+    assert {m.eps for part in (mine.head, mine.backbone.extra) for m in part.modules() if hasattr(m, 'eps')} == {0.5}
+
+
 def test_conventions(trained_detector):
     """A list of images of any size in, losses in training; else a list of boxes in their pixels, labels, scores."""
     model = copy.deepcopy(trained_detector)
@@ -237,6 +261,7 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize(('boxes', 'labels', 'message'), [
     ([[5, 5, 5, 9]], [1], r'image 1 has the box \(5, 5, 5, 9\), which has no area: expected x1 < x2 and y1 < y2'),
     ([[5, 9, 8, 2]], [1], r'image 1 has the box \(5, 9, 8, 2\), which has no area'),
+    ([[5, 9, 8, 9]], [1], r'image 1 has the box \(5, 9, 8, 9\), which has no area'),
     ([[1, 2, 3, float('nan')]], [1], r'image 1 has the box \(1, 2, 3, nan\), which has no area'),
     ([[1, 2, 3, 4]], [3], 'image 1 has the label 3: expected 1 to 2, since num_classes=3 counts the background'),
     ([[1, 2, 3, 4]], [0], 'image 1 has the label 0: expected 1 to 2'),
@@ -250,6 +275,8 @@ def test_bad_targets(boxes, labels, message):
     with pytest.raises(ValueError, match=message) as error:
         check_targets([good, bad], 3, ['image 0', 'image 1'])
     assert '\n' not in str(error.value)
+    with pytest.raises(ValueError, match=message.replace('image 1 has', 'target 1 has')):
+        check_targets([good | dict(labels=torch.tensor([1])), bad], 3)
 
 
 def test_image_without_boxes(trained_detector):
