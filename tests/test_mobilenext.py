@@ -493,5 +493,8 @@ def test_bad_block():
 
 
 def test_class_is_public():
-    """The classes can be used without timm's factory."""
+    """The classes can be used without timm's factory, with its defaults."""
+    factory = timm.create_model('mobilenext_100', device='meta')
+    assert [(name, p.shape) for name, p in MobileNeXt(device='meta').named_parameters()] == [
+        (name, p.shape) for name, p in factory.named_parameters()]
     assert MobileNeXt(num_classes=5, width_mult=0.35)(torch.randn(2, 3, 32, 32)).shape == (2, 5)
