@@ -192,8 +192,8 @@ def test_what_the_check_is_held_to(found, is_on_images, error, untrained, tmp_pa
 
 
 @needs_exporter
-def test_a_file_that_answers_otherwise_is_not_left_behind(untrained, tmp_path, digits, monkeypatch):
-    """A file beyond its tolerance is an error and leaves nothing; --keep keeps it, and says so."""
+def test_a_file_that_answers_otherwise_is_not_left_behind(untrained, tmp_path, digits, monkeypatch, capsys):
+    """A file beyond its tolerance is an error and leaves nothing; --keep keeps it, and says so and how large it is."""
     monkeypatch.setitem(export.TOLERANCES, 'fp32', 1e-12)
     args = [str(untrained), '--format', 'torch-export', '--output', str(tmp_path / 'files')]
     with pytest.raises(SystemExit, match=r'model.pt2: the logits differ by .* expected at most 1e-12. Look at it with'):
@@ -202,6 +202,9 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(untrained, tmp_path, d
     export.main([*args, '--keep'])
     about = json.loads((tmp_path / 'files' / 'model.json').read_text())
     assert about['files'][0]['note'].startswith('the logits differ by')
+    path = tmp_path / 'files' / 'model.pt2'
+    printed = f'{path}: {path.stat().st_size / 1e6:.2f} MB, as PyTorch: logits within '
+    assert capsys.readouterr().out.startswith(printed)
 
 
 @needs_exporter

@@ -71,6 +71,17 @@ def test_module_runs_as_under_python(tmp_path):
     assert alone.stderr.endswith(''.join(traceback))  # between the two it has Python's own runpy
 
 
+def test_import_error_of_a_module(tmp_path):
+    """A module that is there and imports what is not has its traceback, as under `python -m`."""
+    (tmp_path / 'module.py').write_text('import no_such_module')
+    result = python('-m', 'timm_mobilenext', '-m', 'module', cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, '')
+    title, *traceback = result.stderr.splitlines()
+    assert title.startswith('Traceback')
+    assert f'File "{tmp_path / "module.py"}", line 1, in <module>' in traceback[0]
+    assert traceback[-1] == "ModuleNotFoundError: No module named 'no_such_module'"
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason='safe_path came with Python 3.11')
 def test_safe_path(tmp_path):
     """Under -P the folder of the script stays off the path, as under plain Python."""

@@ -45,6 +45,17 @@ def test_places_of_files(monkeypatch):
     assert pretrained.hub_id('mobilenext_100') == 'mirror/mobilenext_100.in1k'
 
 
+def test_revision_in_the_cache(tmp_path):
+    """A revision of a Hub repository is in the cache where that revision is, not where another is."""
+    weights = tmp_path / 'models--me--mine' / 'snapshots' / 'abc' / 'model.safetensors'
+    (tmp_path / 'models--me--mine' / 'refs').mkdir(parents=True)
+    (tmp_path / 'models--me--mine' / 'refs' / 'v2').write_text('abc')
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert pretrained.hub_cache('me/mine@v2', tmp_path) == weights
+    assert pretrained.hub_cache('me/mine', tmp_path) is pretrained.hub_cache('me/mine@v1', tmp_path) is None
+
+
 @pytest.mark.parametrize(('proxies', 'addresses'), [
     ({}, [('a.invalid', 443), ('b.invalid', 80), ('c.invalid', 81)]),
     (dict(https_proxy='http://p.invalid:3128'), [('p.invalid', 3128), ('b.invalid', 80), ('c.invalid', 81)]),
