@@ -3,6 +3,7 @@ import argparse
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,7 +12,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from timm_mobilenext._authors import SOURCES
-from timm_mobilenext.publish import main, publish
+from timm_mobilenext.convert import load
+from timm_mobilenext.export import Exported
+from timm_mobilenext.publish import card, main, publish
 
 SMALL = 'mobilenext_035'
 PUBLISH = 'from timm_mobilenext.publish import main\nassert main({}) == 0'
@@ -187,6 +190,17 @@ def test_card_of_a_training_run(dataset, tmp_path):
     else:
         assert card.data.eval_results is card.data.datasets is None
         assert 'Dataset' not in card.text
+
+
+def test_card_of_files(checkpoint):
+    """Files for mobile runtimes are in the card with precision, size in MB, check and the shape of what they take."""
+    files = [Exported(Path(f'out/model{precision}.onnx'), 'onnx', 'fp32', (3, 64, 48), 1_234_567, note='not checked')
+             for precision in ('', '.int8')]
+    text = card(load(SMALL, checkpoint), 'me/mine', exported=files)
+    assert '| `model.onnx` | fp32 | 1.23 | not checked |\n| `model.int8.onnx` | fp32 | 1.23 | not checked |\n' in text
+    assert "timm's transform makes it, (1, 3, 64, 48), and return logits" in text
+    assert "load(hf_hub_download('me/mine', 'model.onnx'))\nlogits = run(np.zeros((1, 3, 64, 48), np.float32))" in text
+    assert 'mobile runtimes' not in card(load(SMALL, checkpoint), 'me/mine')
 
 
 def test_nothing_is_uploaded_unasked(server, client, checkpoint):
