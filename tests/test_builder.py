@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import timm
 import torch
 from client import CREATE, REPO, golden, weights_in
 
+from timm_mobilenext import MobileNeXt
 from timm_mobilenext._authors import SOURCES
 from timm_mobilenext.convert import convert
-from timm_mobilenext.pretrained import git_blob_id, read
+from timm_mobilenext.pretrained import cached_file, git_blob_id, read
 
 NOT_SYS = pytest.mark.skipif(not Path('/sys').is_dir(), reason='/sys stands for a folder that root cannot write to')
 
@@ -222,6 +224,20 @@ def test_architectures_without_weights():
         assert all(other in str(error.value) for other in SOURCES)
         assert 'docs/training.md' in str(error.value)
     assert sorted(timm.list_pretrained('mobilenext*')) == sorted(f'{name}.in1k' for name in SOURCES)
+
+
+def test_what_is_initialized(tmp_path, known_files, monkeypatch):
+    """A classifier that no weights are loaded for is initialized as the authors', and nothing where all are loaded."""
+    cached_file(SOURCES['mobilenext_100'], tmp_path).symlink_to(known_files['mobilenext_100'])
+    create = partial(timm.create_model, 'mobilenext_100', pretrained=True, cache_dir=tmp_path)
+    assert create(num_classes=50).classifier.weight.detach().std() == pytest.approx(0.01, rel=0.05)
+    initialized = []
+    monkeypatch.setattr(MobileNeXt, 'init_weights', lambda self, **kwargs: initialized.append(self))
+    create()
+    assert initialized == []
+    create(num_classes=50)
+    create(in_chans=1)
+    assert len(initialized) == 2
 
 
 def test_local_files(tmp_path, known_files):

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import official
 import pytest
 import timm
@@ -141,6 +142,45 @@ def test_int8_is_int8(calibrated_files):
     stored = graph(folder / 'model.weights_int8.onnx')
     assert stored['DequantizeLinear'] == stored['Conv'] + stored['Gemm']
     assert 'QuantizeLinear' not in stored
+
+
+@pytest.mark.parametrize('precision', ['int8', 'fp16'])
+def test_stored_weights(precision, tmp_path):
+    """ONNX weights are stored in int8 by the largest of each output channel or in fp16, biases as they are."""
+    need('onnx')
+    from onnx import TensorProto, checker, helper, numpy_helper, save
+
+    rng = np.random.default_rng(0)
+    arrays = {'conv': rng.normal(size=(4, 3, 1, 1)), 'linear': rng.normal(size=(2, 16)), 'bias': rng.normal(size=2)}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    graph = helper.make_graph(
+        [helper.make_node('Conv', ['input', 'conv'], ['x']), helper.make_node('Flatten', ['x'], ['y']),
+         helper.make_node('Gemm', ['y', 'linear', 'bias'], ['output'], transB=1)], 'graph',
+        [helper.make_tensor_value_info('input', TensorProto.FLOAT, [1, 3, 2, 2])],
+        [helper.make_tensor_value_info('output', TensorProto.FLOAT, [1, 2])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()])
+    plain, path = tmp_path / 'plain.onnx', tmp_path / 'stored.onnx'
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    checker.check_model(model)
+    save(model, plain)
+    RUNTIMES['onnx'].store_weights(tmp_path, plain, path, (3, 2, 2), precision)
+    import onnx
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    np.testing.assert_array_equal(stored.pop('bias'), arrays['bias'])
+    for name in ('conv', 'linear'):
+        if precision == 'fp16':
+            np.testing.assert_array_equal(stored.pop(f'{name}_fp16'), arrays[name].astype(np.float16))
+            continue
+        scale, rounded = stored.pop(f'{name}_int8_scale'), stored.pop(f'{name}_int8')
+        np.testing.assert_allclose(scale, np.abs(arrays[name]).reshape(len(scale), -1).max(1) / 127, rtol=1e-6)
+        assert rounded.dtype == np.int8
+        assert np.abs(rounded.reshape(len(scale), -1) * scale[:, None] - arrays[name].reshape(len(scale), -1)).max() < (
+            0.51 * scale.max())
+    assert stored == {}
+    image = rng.normal(size=(1, 3, 2, 2)).astype(np.float32)
+    expected, answer = (runtimes.load(file, threads=1)(image) for file in (plain, path))
+    assert answer.shape == (1, 2)
+    np.testing.assert_allclose(answer, expected, atol=0.05)
 
 
 @pytest.mark.parametrize('printed', ['said', 'x' * 3000])
