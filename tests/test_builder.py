@@ -233,7 +233,7 @@ def test_what_is_initialized(tmp_path, known_files, monkeypatch):
     assert create(num_classes=50).classifier.weight.detach().std() == pytest.approx(0.01, rel=0.05)
     initialized = []
     monkeypatch.setattr(MobileNeXt, 'init_weights', lambda self, **kwargs: initialized.append(self))
-    create()
+    assert 'state_dict' not in create().pretrained_cfg
     assert initialized == []
     create(num_classes=50)
     create(in_chans=1)
