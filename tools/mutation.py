@@ -3,12 +3,14 @@
     python tools/mutation.py                    # every module; hours
     python tools/mutation.py _layers convert    # these
     python tools/mutation.py --again _layers    # the mutants of it that survived, after a test was added
+    python tools/mutation.py --sample 20        # 20 of each, drawn with seed 0
     python tools/mutation.py --write            # benchmarks/results/mutation*.csv, of what has been measured
 
 cosmic-ray makes the mutants, each a copy of the package with one operator, number, condition, exception, loop or
-decorator changed (`OPERATORS`). A mutant meets the tests that run the function it is in, as coverage has recorded it,
-and those that start processes, the fastest first; the first that fails has killed it. They run in forks of a process
-that has imported PyTorch and timm. Results are kept in build/mutation, so a run can be cut short and taken up again.
+decorator changed (`OPERATORS`), annotations and texts aside. A mutant meets the tests that run the function it is in,
+as coverage has recorded it, and those that start processes, the fastest first; the first that fails has killed it.
+They run in forks of a process that has imported PyTorch and timm. Results are kept in build/mutation, so a run can be
+cut short and taken up again. `pip install cosmic-ray coverage hypothesis` brings what it needs beside the tests.
 """
 import argparse
 import ast
@@ -29,9 +31,9 @@ import sys
 import time
 import warnings
 from collections import Counter
-from multiprocessing import forkserver
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -457,7 +459,7 @@ def run(module: str, sample: int, again: bool, budget: float) -> None:
         begin = time.monotonic()
         test = functools.partial(run_pytest, tree, files, '-x', plugins=[Chosen(tests, first)])
         code = fork(test, limit, WORK / f'log-{os.getpid()}.txt') if tests else 0
-        outcome = 'timeout' if code is None else 'survived' if code == 0 else 'killed'
+        outcome = 'timeout' if code is None else 'survived' if code in (0, 5) else 'killed'  # 5: there is no such test
         path.write_bytes(source)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         row = (mutant.module, mutant.function, mutant.line, mutant.operator, mutant.before, mutant.after, mutant.nth,
