@@ -103,6 +103,7 @@ def test_uninstalled_package(environment):
     environment.package.unlink()
     result = environment.run('-W', 'error', *NO_RESOURCE_WARNING, '-c', COUNT)
     assert (result.stdout, result.stderr) == ('0\n', '')
+    assert 'timm_mobilenext' not in environment.run('-W', 'default', '-c', COUNT).stderr
 
 
 @pytest.mark.parametrize('filter', ['default', 'error'])

@@ -71,7 +71,7 @@ TESTS = {
     '_authors': ('authors', 'pretrained', 'builder', 'detection'),
     '_builder': ('builder', 'pretrained'),
     '_layers': ('layers', 'mobilenext'),
-    'autoload': ('autoload',),
+    'autoload': ('autoload', 'main'),
     'convert': ('convert', 'publish'),
     'detection': ('detection',),
     'doctor': ('doctor',),
