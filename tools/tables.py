@@ -1,0 +1,75 @@
+"""Print the tables of architectures of the README and docs/models.md; with --write, put them there.
+
+Parameters and multiply-adds are counted on the registered models, latencies are of benchmarks/results/family.csv. The
+other numbers are claims of the authors: their paper and README, and the best epoch in the training logs of the models
+whose weights they published.
+"""
+import csv
+import sys
+from pathlib import Path
+
+import timm
+
+from timm_mobilenext import mobilenext
+from timm_mobilenext._authors import CLAIMS, SOURCES, Claim
+from timm_mobilenext.doctor import count
+
+ROOT = Path(__file__).parent.parent
+FAMILY = ROOT / 'benchmarks' / 'results' / 'family.csv'
+RUNTIMES = {
+    'pytorch': 'PyTorch', 'onnx': 'ONNX Runtime', 'openvino': 'OpenVINO', 'executorch': 'ExecuTorch',
+    'litert': 'LiteRT', 'ncnn': 'ncnn'}
+START, END = '<!-- models: made by tools/tables.py -->\n', '<!-- end of models -->\n'
+
+
+def architectures() -> list[str]:
+    """Return the names of the architectures, in the order of mobilenext.py."""
+    return [name for name in mobilenext.__all__ if timm.is_model(name)]  # the others are classes
+
+
+def claimed() -> str:
+    """Return the table of what the authors claim, in Markdown."""
+    lines = [
+        "| architecture | params (M) | MAdds (M) | claimed: params | MAdds | top-1 | authors' weights |",
+        '|---|---:|---:|---:|---:|---:|---|',
+    ]
+    for name in architectures():
+        claim = CLAIMS.get(name, Claim())
+        params, madds, _ = count(timm.create_model(name, device='meta'))
+        weights = 'yes' if name in SOURCES else 'none'
+        lines.append(
+            f'| `{name}` | {params / 1e6:.3f} | {madds / 1e6:.1f} | {claim.params} | {claim.madds} | {claim.top1} '
+            f'| {weights} |')
+    return '\n'.join(lines) + '\n'
+
+
+def choice() -> str:
+    """Return the table to choose by, in Markdown."""
+    rows = list(csv.DictReader(FAMILY.open(newline='')))
+    medians = {(row['runtime'], row['model']): float(row['median']) for row in rows}
+    reported = {row['model']: row['reported_top1'] for row in rows}
+    lines = [
+        f'| architecture | params (M) | MAdds (M) | {" | ".join(RUNTIMES.values())} | reported top-1 | weights '
+        '| exports to |',
+        f'|---|{"---:|" * (3 + len(RUNTIMES))}---|---|',
+    ]
+    for name in (*architectures(), 'mobilenetv2_100'):
+        params, madds, _ = count(timm.create_model(name, device='meta'))
+        ratios = [f'{medians[runtime, name] / medians[runtime, "mobilenext_100"]:.2f}' for runtime in RUNTIMES]
+        weights = ('yes' if name in SOURCES else 'none') if name in mobilenext.__all__ else "timm's"
+        exports = 'all eight' if name in mobilenext.__all__ else ''
+        lines.append(
+            f'| `{name}` | {params / 1e6:.2f} | {madds / 1e6:.0f} | {" | ".join(ratios)} | {reported[name]} '
+            f'| {weights} | {exports} |')
+    return '\n'.join(lines) + '\n'
+
+
+PAGES = {ROOT / 'README.md': claimed, ROOT / 'docs' / 'models.md': choice}
+
+if __name__ == '__main__':
+    for page, render in PAGES.items():
+        if '--write' in sys.argv:
+            before, rest = page.read_text().split(START)
+            page.write_text(before + START + render() + END + rest.split(END)[1])
+        else:
+            print(page.name, render(), sep='\n')
