@@ -382,7 +382,8 @@ def test_wrong_contents(changes, lost, wrapper, more, form):
         del state[key]
     some = torch.arange(4.).reshape(2, 2)
     for key, kind in changes:
-        state[key] = TENSORS[kind](state.get(key, some))
+        with contextlib.suppress(IndexError, NotImplementedError, RuntimeError):  # not every tensor comes in every kind
+            state[key] = TENSORS[kind](state.get(key, some))
     if form == 'prefix':
         state = OrderedDict((f'module.{key}', value) for key, value in state.items())
     checkpoint = {**more, wrapper: state} if wrapper else {**state, **more}
