@@ -369,7 +369,8 @@ namespaces = arguments.map(lambda args: argparse.Namespace(**args)) | arguments 
 
 @examples(50)
 @given(
-    changes=st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(sorted(TENSORS))), max_size=2),
+    changes=st.lists(
+        st.tuples(st.sampled_from(KEYS), st.sampled_from(sorted(TENSORS))), max_size=2, unique_by=lambda pair: pair[0]),
     lost=st.lists(st.sampled_from(NAMES), max_size=1), wrapper=st.sampled_from(
         ['', 'state_dict', 'state_dict_ema', 'model', 'model_ema', 'net']),
     more=st.dictionaries(st.sampled_from(['args', 'metric', 'state_dict', 'model', 'arch', 'epoch']) | integers,
