@@ -308,6 +308,7 @@ class MobileNeXt(nn.Module):
         _check('a number from 0 to 100', lambda x: 0 <= x <= 100, max_expand_ratio=max_expand_ratio, se_ratio=se_ratio)
         _check('a positive number up to 100', lambda x: not x > 100, width_mult=width_mult, depth_mult=depth_mult)
         _check('a number', lambda x: [x >= 0 or True], identity_ratio=identity_ratio)
+        _check('a bool', lambda x: x in (True, False), keep_3x3=keep_3x3, ghost=ghost, recompute_act=recompute_act)
         _check('8, 16 or 32', lambda x: x in (8, 16, 32), output_stride=output_stride)
         _check("'' or 'same'", lambda x: x in ('', 'same'), pad_type=pad_type)
         _check("'avg', 'max', 'avgmax', 'catavgmax' or ''", lambda x: create_classifier(
