@@ -28,8 +28,9 @@ ROOMS = {
     '_authors': {'re', 'dataclasses', 'typing', 'torch'},
     '_layers': {'copy', 'collections', 'contextlib', 'itertools', 'typing', 'torch', 'torchvision', 'timm'},
     'pretrained': {
-        'argparse', 'hashlib', 'http', 'logging', 'os', 'pickle', 'socket', 'tempfile', 'threading', 'time', 'urllib',
-        'collections', 'pathlib', 'typing', 'huggingface_hub', 'safetensors', 'torch', 'timm'},
+        'argparse', 'collections', 'contextlib', 'hashlib', 'http', 'huggingface_hub', 'logging', 'os', 'pathlib',
+        'pickletools', 'safetensors', 'socket', 'tempfile', 'threading', 'time', 'timm', 'torch', 'typing', 'urllib',
+        'zipfile'},
     '_builder': {'logging', 'pathlib', 'typing', 'urllib', 'huggingface_hub', 'safetensors', 'timm'},
     'mobilenext': {'math', 'collections', 'functools', 'typing', 'torch', 'timm'},
     'hook': {'sys', 'contextlib', 'warnings', 'collections', 'importlib', 'types'},
@@ -51,7 +52,7 @@ ROOMS = {
         'argparse', 'contextlib', 'copy', 'functools', 'gzip', 'hashlib', 'html', 'http', 'json', 're', 'shutil',
         'tempfile', 'collections', 'pathlib', 'typing', 'timm'},
     'autoload': {'py_compile', 'sys', 'sysconfig', 'pathlib'},
-    '__main__': {'importlib', 'os', 'runpy', 'sys', 'types'},
+    '__main__': {'ctypes', 'importlib', 'os', 'runpy', 'sys', 'types', 'zipfile'},
     '__init__': {'typing'},
 }
 # What only these may call: files, the command line's streams, and code from text.
