@@ -4,12 +4,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import timm
 import torch
 
 import timm_mobilenext
+from timm_mobilenext import doctor
 from timm_mobilenext.convert import convert
 from timm_mobilenext.doctor import count
 from timm_mobilenext._authors import SOURCES
@@ -69,6 +71,14 @@ def test_server_that_never_answers(client):
     with socket.create_server(('127.0.0.1', 0)) as silent:
         found = places(client.run(REPORT, HF_ENDPOINT=f'http://127.0.0.1:{silent.getsockname()[1]}'))
     assert found['mobilenext_100'].startswith(('no answer within 4 seconds', "authors' file"))
+
+
+def test_answers_are_waited_for(monkeypatch):
+    """What a server says after all figures have been counted is in the report."""
+    monkeypatch.setattr(timm, 'create_model', lambda *args, **kwargs: None)
+    monkeypatch.setattr(doctor, 'count', lambda model: (0, 0, 0))
+    monkeypatch.setattr(doctor, 'locate', lambda name, timeout: time.sleep(0.5) or 'here')
+    assert set(places(doctor.report()).values()) == {'here'}
 
 
 @pytest.mark.parametrize('training', [True, False])
