@@ -29,8 +29,8 @@ ROOMS = {
     '_layers': {'copy', 'collections', 'contextlib', 'itertools', 'typing', 'torch', 'torchvision', 'timm'},
     'pretrained': {
         'argparse', 'collections', 'contextlib', 'hashlib', 'http', 'huggingface_hub', 'logging', 'os', 'pathlib',
-        'pickletools', 'safetensors', 'socket', 'tempfile', 'threading', 'time', 'timm', 'torch', 'typing', 'urllib',
-        'zipfile'},
+        'pickletools', 're', 'safetensors', 'socket', 'tempfile', 'threading', 'time', 'timm', 'torch', 'typing',
+        'urllib', 'zipfile'},
     '_builder': {'logging', 'pathlib', 'typing', 'urllib', 'huggingface_hub', 'safetensors', 'timm'},
     'mobilenext': {'math', 'collections', 'functools', 'typing', 'torch', 'timm'},
     'hook': {'sys', 'contextlib', 'warnings', 'collections', 'importlib', 'types'},
@@ -145,12 +145,13 @@ def test_distribution_has_licences_and_types():
     assert metadata['License-Expression'] == 'Apache-2.0'
 
 
-def test_readme_table():
-    """The table of the README is the one that tools/readme_table.py makes from the registry."""
-    tool = runpy.run_path(str(ROOT / 'tools' / 'readme_table.py'))
-    table = tool['render']()
-    assert all(f'| `{name}` |' in table for name in timm.list_models(module='mobilenext'))
-    assert tool['START'] + table + tool['END'] in README
+def test_tables():
+    """The tables of architectures, in the README and docs/models.md, are those that tools/tables.py makes."""
+    tool = runpy.run_path(str(ROOT / 'tools' / 'tables.py'))
+    for page, render in tool['PAGES'].items():
+        table = render()
+        assert all(f'| `{name}` |' in table for name in timm.list_models(module='mobilenext'))
+        assert tool['START'] + table + tool['END'] in page.read_text()
 
 
 def test_readme_code(tmp_path, monkeypatch, known_files):

@@ -10,6 +10,7 @@ import http.client
 import logging
 import os
 import pickletools
+import re
 import socket
 import tempfile
 import threading
@@ -142,8 +143,8 @@ def read(path: str | Path) -> dict[str, Any]:
 def _check_size(path: Path) -> None:
     """Raise an error if a file is not what `torch.save` writes but a small one that fills the memory when it is read.
 
-    `torch.save` packs nothing, and needs no bytearray; in what is left a size is that of bytes in the file, or of
-    memory that nothing is written to. PyTorch guards against code in a file, not against this.
+    `torch.save` packs nothing, and needs neither a bytearray nor a tensor by a size, as torch.FloatTensor makes it; in
+    what is left a size is that of bytes in the file. PyTorch guards against code in a file, not against this.
     """
     with contextlib.ExitStack() as stack:
         stream: IO[bytes] = stack.enter_context(path.open('rb'))
@@ -159,8 +160,8 @@ def _check_size(path: Path) -> None:
         for file in pickles:
             with contextlib.suppress(ValueError):  # the end, or damaged: PyTorch says what there is
                 for operation, argument, _ in pickletools.genops(file):
-                    if operation.name == 'GLOBAL' and str(argument).endswith(' bytearray'):
-                        raise RuntimeError('it has the GLOBAL builtins.bytearray, which may be of any size')
+                    if operation.name == 'GLOBAL' and re.search(r' bytearray$|\wTensor$', str(argument)):
+                        raise RuntimeError(f'it has the GLOBAL {argument}, which may be of any size')
 
 
 def hub_owner() -> str | None:

@@ -17,8 +17,7 @@ from timm_mobilenext.doctor import count
 ROOT = Path(__file__).parent.parent
 FAMILY = ROOT / 'benchmarks' / 'results' / 'family.csv'
 RUNTIMES = {
-    'pytorch': 'PyTorch', 'onnx': 'ONNX Runtime', 'openvino': 'OpenVINO', 'executorch': 'ExecuTorch',
-    'litert': 'LiteRT', 'ncnn': 'ncnn'}
+    'pytorch': 'PyTorch', 'onnx': 'ONNX Runtime', 'openvino': 'OpenVINO', 'executorch': 'ExecuTorch', 'ncnn': 'ncnn'}
 START, END = '<!-- models: made by tools/tables.py -->\n', '<!-- end of models -->\n'
 
 
