@@ -1,9 +1,11 @@
 """Measure MobileNeXt and timm's mobile networks in the runtimes of phones: latency, size of the file, peak memory.
 
     pip install '.[compare,export]' && python benchmarks/runtimes.py [--runtimes onnx litert ...] [--cores one all]
+    pip install '.[compare,export]' && python benchmarks/runtimes.py --family
 
 Batch 1 at 224 px, in fp32, int8 and, where the processor has it, OpenVINO's bf16. Writes a CSV and two plots. What was
-measured in another environment, such as LiteRT's, stays in the CSV.
+measured in another environment, such as LiteRT's, stays in the CSV. --family measures all architectures of this
+package, in fp32 and on one core, for the first table of docs/models.md, and plots nothing.
 
 The weights are untrained, their batch norms calibrated, and int8 is calibrated on noise: this is about time and memory
 and says nothing of answers. `reported_top1` is what the authors and timm report of trained weights, not measured here.
@@ -54,12 +56,14 @@ LIBRARIES = {  # runtime -> its distribution, and the module that runs files
     'litert': ('ai-edge-litert', 'ai_edge_litert.interpreter'),
 }
 # ImageNet-1k at 224 px in %: the authors' claims, and results/results-imagenet.csv of timm's repository
-REPORTED = {name: CLAIMS[name].top1 for name in ('mobilenext_100', 'mobilenext_100_id050')} | {
+REPORTED = {name: claim.top1 for name, claim in CLAIMS.items()} | {
     'mobilenetv2_100': '72.910',  # mobilenetv2_100.ra_in1k
     'mobilenetv3_large_100': '75.784',  # mobilenetv3_large_100.ra_in1k
     'efficientnet_lite0': '75.488',  # efficientnet_lite0.ra_in1k
     'mobilenetv4_conv_small': '73.756',  # mobilenetv4_conv_small.e2400_r224_in1k
 }
+MOBILE = ['mobilenext_100', 'mobilenext_100_id050', *(name for name in REPORTED if name not in CLAIMS)]
+FAMILY = [*CLAIMS, 'mobilenetv2_100']
 SIZE = 224
 
 
@@ -82,11 +86,12 @@ def calibrate(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def convert(runtimes: list[str], folder: Path, has_bf16: bool) -> dict[Key, Path]:
-    """Write the files of all networks for the runtimes; what cannot be made is left out with a line that says so."""
+def convert(
+        names: list[str], runtimes: list[str], folder: Path, has_bf16: bool, has_int8: bool) -> dict[Key, Path]:
+    """Write the files of the networks for the runtimes; what cannot be made is left out with a line that says so."""
     files: dict[Key, Path] = {}
     noise = np.random.default_rng(0).standard_normal((16, 3, SIZE, SIZE), np.float32)
-    progress = tqdm([(name, runtime) for name in REPORTED for runtime in runtimes], desc='converting', leave=False)
+    progress = tqdm([(name, runtime) for name in names for runtime in runtimes], desc='converting', leave=False)
     for name, runtime in progress:
         progress.set_description(f'{name}, {runtime}')
         source = folder / name
@@ -102,7 +107,7 @@ def convert(runtimes: list[str], folder: Path, has_bf16: bool) -> dict[Key, Path
             files[runtime, name, 'fp32'] = plain
             if runtime == 'openvino' and has_bf16:
                 files[runtime, name, 'bf16'] = plain
-            if engine.int8_modules is not None:
+            if has_int8 and engine.int8_modules is not None:
                 engine.quantize(source, plain, int8, noise)
                 files[runtime, name, 'int8'] = int8
         except Exception as error:  # of whatever kind a converter raises
@@ -208,9 +213,9 @@ def measure(args: argparse.Namespace, instructions: list[str]) -> list[dict]:
     peaks: dict[tuple[str, Key], float] = {}
     rows = []
     with tempfile.TemporaryDirectory() as work:
-        has_bf16 = not {'avx512_bf16', 'amx_bf16'}.isdisjoint(instructions)
+        has_bf16 = not args.family and not {'avx512_bf16', 'amx_bf16'}.isdisjoint(instructions)
         runtimes = [name for name in LIBRARIES if name in ('pytorch', *args.runtimes)]  # PyTorch is compared with
-        files = convert(runtimes, Path(work), has_bf16)
+        files = convert(FAMILY if args.family else MOBILE, runtimes, Path(work), has_bf16, not args.family)
         for cores, chosen in settings.items():
             progress = tqdm(files.items(), desc=f'memory, threads {len(chosen)}', leave=False)
             for key, path in progress:
@@ -238,7 +243,7 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(panels), figsize=(6.5 * len(panels), 1.5 + 0.95 * len(groups)), squeeze=False, layout='constrained')
     for axis, cores in zip(axes[0], panels, strict=True):
-        for i, model in enumerate(REPORTED):
+        for i, model in enumerate(MOBILE):
             found = [row for row in rows if (row['cores'], row['model']) == (cores, model)]
             medians = [float(row['median']) for row in found]
             errors = [[abs(float(row['median']) - float(row[q])) for row in found] for q in ('quartile1', 'quartile3')]
@@ -261,7 +266,7 @@ def draw(rows: list[dict], path: Path) -> None:
     for axis, name in zip(axes[0], names, strict=True):
         for row in (row for row in single if row['runtime'] == name):
             point = float(row['median']), float(row['reported_top1'])
-            axis.plot(*point, 'o', color=f'C{list(REPORTED).index(row["model"])}')
+            axis.plot(*point, 'o', color=f'C{MOBILE.index(row["model"])}')
             above = row['model'] not in ('mobilenext_100', 'mobilenetv4_conv_small')  # half identity lies next to them
             axis.annotate(row['model'], point, (0, 5 if above else -5), textcoords='offset points', fontsize=7,
                           ha='center', va='bottom' if above else 'top')
@@ -279,6 +284,7 @@ def main() -> None:
     parser.add_argument('--runtimes', nargs='+', choices=LIBRARIES, default=list(LIBRARIES)[:5],
                         help='whose rows are measured (default: all but litert)')
     parser.add_argument('--cores', nargs='+', choices=['one', 'all'], default=['one', 'all'], help='(default: both)')
+    parser.add_argument('--family', action='store_true', help='all of this package, in fp32, on one core')
     parser.add_argument('--rounds', type=int, default=31, help='samples of each (default: %(default)s)')
     parser.add_argument('--output', type=Path, default=Path(__file__).parent / 'results', help='folder of the results')
     parser.add_argument('--plot-only', action='store_true', help='draw the plots from the CSV that is there')
@@ -286,7 +292,10 @@ def main() -> None:
     if args.rounds < 2:
         parser.error('quartiles take at least --rounds 2')
 
-    path = args.output / 'runtimes.csv'
+    if args.family:
+        args.cores = ['one']
+
+    path = args.output / ('family.csv' if args.family else 'runtimes.csv')
     rows = list(csv.DictReader(path.open(newline=''))) if path.exists() else []
     if not args.plot_only:
         machine, instructions = processor()
@@ -304,7 +313,8 @@ def main() -> None:
             writer = csv.DictWriter(file, rows[0], lineterminator='\n')
             writer.writeheader()
             writer.writerows(rows)
-    draw(rows, path.with_suffix('.png'))
+    if not args.family:
+        draw(rows, path.with_suffix('.png'))
     print(path)
 
 
