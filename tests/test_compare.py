@@ -96,6 +96,7 @@ def folders(digits, tmp_path) -> list[str]:
 
 def test_comparison_goes_on_where_it_was(folders, tmp_path):
     """Each network is trained on each set with each seed, once, Ctrl-C or not; a row that is lost comes back alike."""
+    pytest.importorskip('matplotlib', reason="the extra 'compare' is not installed")
     path = tmp_path / 'output' / 'trainings.csv'
 
     def start() -> subprocess.Popen:

@@ -579,7 +579,8 @@ def test_any_arguments(name, device, good, wrong):
 @examples(15)
 @given(kwargs=st.fixed_dictionaries(
     dict(features_only=st.just(True)), optional=dict(
-        out_indices=st.lists(st.integers(-7, 7), max_size=3) | st.integers(-7, 7) | st.sampled_from(['x', (1.5,)]),
+        out_indices=st.lists(st.integers(-7, 7), min_size=1, max_size=3) | st.integers(-7, 7) | st.sampled_from(
+            ['x', (1.5,)]),
         feature_cls=st.sampled_from(['list', 'dict', 'hook', 'getter', 'fx', 'x', 3]),
         output_stride=st.sampled_from([8, 16]),
         dtype=st.sampled_from([torch.float64, torch.bfloat16, torch.int32, 'x', 3]),
