@@ -505,7 +505,12 @@ def test_hidden_methods():
     (argparse.Namespace(model_kwargs=dict(pretrained_cfg_overlay=dict(url='http://localhost'))),
      "pretrained_cfg_overlay={'url': 'http://localhost'} is no argument of a model: expected some of aa_layer, "),
     (argparse.Namespace(model_kwargs=dict(width_mult='wide')), "width_mult='wide' is not supported: expected a"),
-    (argparse.Namespace(mean='grey'), 'says of its images what train.py does not: '),
+    (argparse.Namespace(in_chans=2 ** 40, mean=[0.5]), ''),  # channels are those of the weights
+    (argparse.Namespace(input_size=[2 ** 40, 32, 32], std=[0.5]), ''),
+    *((argparse.Namespace(**images), f'says of its images what train.py does not: {error}: ') for images, error in (
+        (dict(mean=[0.5, 0.5]), 'AssertionError'), (dict(mean='grey'), 'AssertionError'), (dict(std=1), 'TypeError'),
+        (dict(mean=['grey']), 'TypeError'), (dict(crop_pct='all'), 'TypeError'),
+        (dict(crop_pct=10 ** 400), 'OverflowError'), (dict(mean=[math.inf, -math.inf, 0]), 'ValueError'))),
 ])
 def test_arguments_in_a_checkpoint(args, message):
     """Arguments in a checkpoint are taken if they are train.py's, and refused by name where no model takes them."""
@@ -601,8 +606,11 @@ def test_arguments_of_timm(kwargs):
     (dict(width_mult=math.inf), 'width_mult=inf'), (dict(depth_mult=100), 'depth_mult=100 makes 2000 blocks'),
     (dict(identity_ratio='all'), "identity_ratio='all' is not supported: expected a number"),
     (dict(in_chans=0), 'in_chans=0 is not supported: expected a whole number from 1'),
-    (dict(in_chans=3.), r'in_chans=3\.0'), (dict(num_classes=-1), 'num_classes=-1'), (dict(drop_rate=2), 'drop_rate=2'),
-    (dict(drop_path_rate=-0.1), r'drop_path_rate=-0\.1'), (dict(se_ratio=math.nan), 'se_ratio=nan'),
+    (dict(in_chans=3.), r'in_chans=3\.0'), (dict(in_chans=2 ** 31), 'in_chans=2147483648'),
+    (dict(num_classes=-1), 'num_classes=-1'), (dict(num_classes=2 ** 31), 'num_classes=2147483648'),
+    (dict(drop_rate=1.1), r'drop_rate=1\.1'), (dict(drop_path_rate=-0.1), r'drop_path_rate=-0\.1'),
+    (dict(width_mult=100.1), r'width_mult=100\.1'), (dict(se_ratio=math.nan), 'se_ratio=nan'),
+    (dict(se_ratio=100.1), r'se_ratio=100\.1'), (dict(max_expand_ratio=101), 'max_expand_ratio=101'),
     (dict(pw_groups=5), 'pw_groups=5 does not divide the channels'), (dict(bn_eps=-1), 'bn_eps=-1'),
     (dict(global_pool='mean'), "global_pool='mean'"), (dict(pad_type='valid'), "pad_type='valid'"),
     (dict(act_layer='relu7'), "act_layer='relu7' is not supported: expected a class, or a name of timm's"),
@@ -615,6 +623,17 @@ def test_arguments_that_make_no_network(kwargs, message):
     """An argument that no layer can be made by, or that the network could not run with, is named with its value."""
     with pytest.raises(ValueError, match=message):
         timm.create_model('mobilenext_100', device='meta', **kwargs)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(in_chans=1, num_classes=0, drop_rate=0, drop_path_rate=0, bn_eps=0, bn_momentum=0, se_ratio=0, pw_groups=1),
+    dict(drop_rate=1, drop_path_rate=1, bn_eps=1, bn_momentum=1, se_ratio=100, max_expand_ratio=100),
+    dict(max_expand_ratio=0, stages=[(1, 1, 1, 1, 1)]), dict(width_mult=100), dict(in_chans=2 ** 31 - 1),
+    dict(num_classes=2 ** 31 - 1)])
+def test_the_ends_of_what_arguments_may_be(kwargs):
+    """The smallest and the largest value that is documented of each argument makes a network."""
+    model = timm.create_model(SMALL, device='meta', **kwargs)
+    assert model.num_classes == kwargs.get('num_classes', 1000)
 
 
 def test_checks_leave_the_random_numbers():
@@ -743,7 +762,10 @@ def test_any_script(tmp_path, script, args, name):
 
 
 @pytest.mark.parametrize(('line', 'message'), [
-    (['convert', SMALL, '--model-kwargs', 'wide'], 'error: --model-kwargs wide: expected KEY=VALUE, width_mult=1.1 '),
+    *((['convert', SMALL, '--model-kwargs', value],
+       f'error: --model-kwargs {value[:80]}: expected KEY=VALUE, width_mult=1.1 ')
+      # of the errors that these are in Python
+      for value in ('wide', 'a={[]: 1}', 'a=' + '-' * 5000 + '1', 'a=' + '-' * 50000 + '1')),
     (['export', SMALL, '--format', 'onnx', '-o', 'x', '--model-kwargs', 'wide'], 'error: --model-kwargs wide: exp'),
     (['convert', SMALL, '../junk', '--model-kwargs', 'device=cuda'], 'error: ../junk was not loaded'),
     (['convert', 'mobilenext_100', '--output', 'a/b/c'], "error: The authors' file"),

@@ -8,6 +8,7 @@ What else there is to say: --help.
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -170,12 +171,18 @@ def load(
     model.load_state_dict(weights)
     model.pretrained_cfg['input_size'] = (model_kwargs['in_chans'], *model.pretrained_cfg['input_size'][1:])
     if source is None:
+        # timm repeats one value of mean or std for as many channels as the arguments say
+        args['in_chans'] = model.in_chans
+        if isinstance(args.get('input_size'), (list, tuple)):
+            args['input_size'] = [model.in_chans, *args['input_size'][1:]]
         try:
-            model.pretrained_cfg.update(resolve_data_config(args, model=model), license=origin.get('license'))
-        except (AssertionError, LookupError, TypeError, ValueError) as error:
+            images = resolve_data_config(args, model=model)
+            math.fsum((*images['input_size'], *images['mean'], *images['std'], images['crop_pct']))  # numbers alone
+        except (AssertionError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 f'{path} says of its images what train.py does not: {type(error).__name__}: {error}. Expected numbers '
                 'under img_size, input_size, mean, std and crop_pct. Save the checkpoint without its args.') from error
+        model.pretrained_cfg.update(images, license=origin.get('license'))
         model.pretrained_cfg.pop('tag', None)
     provenance = {
         'architecture': architecture,
@@ -278,7 +285,7 @@ class ModelKwargs(ParseKwargs):
         """Set the option to a dict of the values."""
         try:
             super().__call__(parser, namespace, values, *args)
-        except (MemoryError, RecursionError, ValueError):
+        except (MemoryError, RecursionError, TypeError, ValueError):
             said = ' '.join(values)[:80]
             parser.error(f'{self.option_strings[0]} {said}: expected KEY=VALUE, width_mult=1.1 for one.')
 
