@@ -47,7 +47,7 @@ killed = len(kills.read_text()) if kills.exists() else 0
 rank = int(os.environ['RANK'])
 victim, after = [
     (os.getpid, 66), (None, 0), (lambda: multiprocessing.active_children()[-1].pid, 22), (os.getppid, 66)][killed]
-updates = records = 0
+updates = 0
 
 def kill(pid):
     with kills.open('a') as file:
@@ -60,17 +60,18 @@ def count_updates(*args):
     if updates == after:
         kill(victim())
 
-def count_records(frame, event, arg):
-    global records
-    if event == 'c_call' and arg.__name__ == 'write_record':
-        records += 1
-        if records == 1000:
+class Half:
+    def __init__(self, path):
+        self.file = open(path, 'wb', buffering=0)
+        self.half = path.with_name('checkpoint-0.pth.tar').stat().st_size // 2
+
+    def write(self, data):
+        self.file.write(data)
+        if self.file.tell() > self.half:
             kill(os.getpid())
 
 def save(state, path):
-    if state['epoch'] == 1:
-        sys.setprofile(count_records)
-    real_save(state, path)
+    real_save(state, Half(Path(path)) if state['epoch'] == 1 else path)
 
 if rank == 1 and victim:
     register_optimizer_step_post_hook(count_updates)

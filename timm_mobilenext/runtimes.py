@@ -44,7 +44,8 @@ def quiet() -> Iterator[TextIO]:
         except Exception as error:
             log.flush()
             log.seek(0)
-            error.add_note(log.read()[-2000:])
+            if hasattr(error, 'add_note'):  # since Python 3.11, which all converters need
+                error.add_note(log.read()[-2000:])
             raise
 
 

@@ -2,7 +2,7 @@
 
     python tools/mutation.py                    # every module; hours
     python tools/mutation.py _layers convert    # these
-    python tools/mutation.py --again _layers    # the mutants of it that survived, after a test was added
+    python tools/mutation.py --again _layers    # those of it that survived without a reason, after a test was added
     python tools/mutation.py --sample 20        # 20 of each, drawn with seed 0
     python tools/mutation.py --write            # benchmarks/results/mutation*.csv, of what has been measured
 
@@ -50,6 +50,7 @@ from cosmic_ray.operators.provider import OperatorProvider
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / 'build' / 'mutation'
 RESULTS = ROOT / 'benchmarks' / 'results'
+SURVIVORS = RESULTS / 'mutation_survivors.csv'
 KEY = ('module', 'function', 'before', 'after', 'nth')
 FIELDS = ('module', 'function', 'line', 'operator', 'before', 'after', 'nth', 'outcome', 'seconds', 'by')
 # one replacement a place: of operators the opposite, of comparisons the boundary
@@ -64,7 +65,7 @@ OPERATORS = (
     'ReplaceUnaryOperator_USub_UAdd', 'ReplaceUnaryOperator_Delete_Not', 'AddNot', 'ReplaceTrueWithFalse',
     'ReplaceFalseWithTrue', 'ReplaceAndWithOr', 'ReplaceOrWithAnd', 'ReplaceBreakWithContinue',
     'ReplaceContinueWithBreak', 'ExceptionReplacer', 'NumberReplacer', 'RemoveDecorator', 'ZeroIterationForLoop')
-# module -> the file of tests that is about it, and those that its survivors meet with --again
+# module -> the files of tests that its mutants meet
 TESTS = {
     '__init__': ('hook', 'main', 'package'),
     '__main__': ('main', 'properties'),
@@ -423,7 +424,7 @@ def run(module: str, sample: int, again: bool, budget: float) -> None:
     Args:
         module: The module.
         sample: How many of them, a random sample that a larger one includes; 0 for all.
-        again: Run those that survived, in the place of those that have not been run.
+        again: Run those that survived without a reason, in the place of those that have not been run.
         budget: Seconds of tests a mutant.
     """
     every = mutants(module)
@@ -431,7 +432,10 @@ def run(module: str, sample: int, again: bool, budget: float) -> None:
     every = every[:sample or None]
     known = results()
     wanted = ('survived', 'timeout') if again else (None,)
-    todo = [mutant for mutant in every if known.get(mutant.key, {}).get('outcome') in wanted]
+    explained = reasons()
+    todo = [
+        mutant for mutant in every
+        if known.get(mutant.key, {}).get('outcome') in wanted and not (again and explained.get(mutant.key))]
     print(f'{module}: {len(todo)} of {len(every)} mutants to run', flush=True)
     if not todo:
         return
@@ -440,7 +444,7 @@ def run(module: str, sample: int, again: bool, budget: float) -> None:
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns('.git', 'build', 'node_modules', '__pycache__'))
     share(tree)
     baseline: dict[str, Any] = {}
-    for name in TESTS[module][:None if again else 1]:
+    for name in TESTS[module]:
         baseline |= measured(tree, name)
     path = tree / 'timm_mobilenext' / f'{module}.py'
     source, times = path.read_bytes(), path.stat()
@@ -472,27 +476,31 @@ def run(module: str, sample: int, again: bool, budget: float) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def reasons() -> dict[tuple[str, ...], str]:
+    """Return what has been said of why mutants may survive."""
+    if not SURVIVORS.exists():
+        return {}
+    with SURVIVORS.open(newline='') as file:
+        return {tuple(row[field] for field in KEY): row['reason'] for row in csv.DictReader(file)}
+
+
 def write() -> None:
     """Write how many mutants of each module tests have killed, and those that survived, with what was said of why."""
-    survivors, summary = RESULTS / 'mutation_survivors.csv', RESULTS / 'mutation.csv'
-    reasons = {}
-    if survivors.exists():
-        with survivors.open(newline='') as file:
-            reasons = {tuple(row[field] for field in KEY): row['reason'] for row in csv.DictReader(file)}
-    known, lived, rows = results(), [], []
+    explained, known, lived, rows = reasons(), results(), [], []
     for module in TESTS:
         every = [mutant.key for mutant in mutants(module)]
         outcomes = {key: known[key]['outcome'] for key in every if key in known}
         count = Counter(outcomes.values())
-        of_module = [(*key, reasons.get(key, '')) for key, outcome in outcomes.items() if outcome == 'survived']
+        of_module = [(*key, explained.get(key, '')) for key, outcome in outcomes.items() if outcome == 'survived']
         lived += of_module
         rows.append((
             module, len(every), len(outcomes), count['killed'], count['timeout'], count['survived'],
             sum(bool(row[-1]) for row in of_module),
             f'{100 * (count["killed"] + count["timeout"]) / max(1, len(outcomes)):.1f}'))
     for path, header, content in (
-            (summary, ('module', 'mutants', 'run', 'killed', 'timeout', 'survived', 'explained', 'score'), rows),
-            (survivors, (*KEY, 'reason'), lived)):
+            (RESULTS / 'mutation.csv',
+             ('module', 'mutants', 'run', 'killed', 'timeout', 'survived', 'explained', 'score'), rows),
+            (SURVIVORS, (*KEY, 'reason'), lived)):
         with path.open('w', newline='') as file:
             csv.writer(file, lineterminator='\n').writerows([header, *content])
 
