@@ -4,6 +4,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -79,6 +80,16 @@ def test_answers_are_waited_for(monkeypatch):
     monkeypatch.setattr(doctor, 'count', lambda model: (0, 0, 0))
     monkeypatch.setattr(doctor, 'locate', lambda name, timeout: time.sleep(0.5) or 'here')
     assert set(places(doctor.report()).values()) == {'here'}
+
+
+def test_no_answer(monkeypatch):
+    """The report does not wait for servers any longer than it says."""
+    monkeypatch.setattr(timm, 'create_model', lambda *args, **kwargs: None)
+    monkeypatch.setattr(doctor, 'count', lambda model: (0, 0, 0))
+    answer = threading.Event()
+    monkeypatch.setattr(doctor, 'locate', lambda name, timeout: answer.wait(60))
+    assert set(places(doctor.report()).values()) == {'no answer within 4 seconds'}
+    answer.set()
 
 
 @pytest.mark.parametrize('training', [True, False])

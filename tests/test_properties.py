@@ -332,8 +332,8 @@ def stretched(*size: int) -> torch.Tensor:
 
 TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     'none': lambda t: None, 'number': lambda t: 5, 'text': lambda t: 'text', 'list': lambda t: [t],
-    'dict': lambda t: {'a': t},
-    'deep': lambda t: functools.reduce(lambda inner, _: [inner], range(200), t), 'size': lambda t: t.shape,
+    'dict': lambda t: {'a': t}, 'deep': lambda t: functools.reduce(lambda inner, _: [inner], range(200), t),
+    'size': lambda t: t.shape,
     'dtype': lambda t: t.dtype, 'set': lambda t: {1, 2}, 'storage': lambda t: t.untyped_storage(),
     'scalar': lambda t: torch.tensor(1.), 'empty': lambda t: torch.zeros(0), 'no rows': lambda t: t[:0],
     'flat': lambda t: t.flatten(), 'more': lambda t: torch.cat([t, t]) if t.ndim else t, 'wide': lambda t: t[None],
@@ -345,8 +345,8 @@ TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     'sparse': lambda t: t.to_sparse() if t.ndim else t, 'csr': lambda t: torch.eye(3).to_sparse_csr(),
     'complex': lambda t: t.to(torch.complex64), 'double': lambda t: t.double(), 'half': lambda t: t.half(),
     'bfloat16': lambda t: t.bfloat16(), 'float8': lambda t: t.to(torch.float8_e4m3fn),
-    'int8': lambda t: t.to(torch.int8),
-    'bool': lambda t: t > 0, 'nested': lambda t: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    'int8': lambda t: t.to(torch.int8), 'bool': lambda t: t > 0,
+    'nested': lambda t: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     'quantized': lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
     'conjugate': lambda t: t.to(torch.complex64).conj(), 'negative': lambda t: torch._neg_view(t.float()),
 }
@@ -524,13 +524,11 @@ def test_arguments_in_a_checkpoint(args, message):
 
 anything = st.sampled_from([
     0, -1, 0.5, 1, 2, 3, 1e-9, 1e9, math.nan, math.inf, -math.inf, True, 'x', '', '1', [], [1], (), {}, 1j, b'x',
-    2 ** 31,
-    2 ** 63, 10 ** 30, torch.ones(2), torch.tensor(1.), object])
+    2 ** 31, 2 ** 63, 10 ** 30, torch.ones(2), torch.tensor(1.), object])
 layer_names = st.sampled_from([
     'relu6', 'relu', 'silu', 'gelu', 'prelu', 'hard_swish', 'identity', 'batchnorm2d', 'groupnorm1', 'groupnorm',
-    'torch',
-    'layernorm', 'layernorm2d', 'rmsnorm', 'frozenbatchnorm2d', 'evonorms0', 'blur', 'blurpc', 'avg', 'ReLU6', 'same',
-    'valid', 'max', nn.ReLU, nn.BatchNorm2d, nn.Identity, nn.Conv2d]) | anything
+    'torch', 'layernorm', 'layernorm2d', 'rmsnorm', 'frozenbatchnorm2d', 'evonorms0', 'blur', 'blurpc', 'avg', 'ReLU6',
+    'same', 'valid', 'max', nn.ReLU, nn.BatchNorm2d, nn.Identity, nn.Conv2d]) | anything
 tables = st.sampled_from([TINY['stages'], SHORT['stages'], mobilenext._STAGES, mobilenext._STAGES_SE])
 rows = st.lists(st.lists(anything, min_size=4, max_size=6) | st.tuples(
     st.integers(1, 8), st.integers(1, 40), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3, 5, 4])),
@@ -653,19 +651,14 @@ MODULES = WORDS | st.sampled_from([
     'x' * 5000])
 VALUES = WORDS | st.sampled_from([
     '', '0', '-1', '1e999', 'nan', '99999', '-', '--', '\0', '.', '..', '/', '~', 'a/b/c', '/dev/null', 'missing.py',
-    'x' * 5000,
-    'onnx', 'litert', 'int8', 'fp16', 'width_mult=x', 'stages=1', 'a=b=c', '=', 'device=meta', '[' * 300,
-        'a=' + '(' * 300,
-    'on', 'off', 'status', 'resnet18', 'hf-hub:me/mine', 'hf-hub:', 'local-dir:', 'local-dir:x', 'x:y', *ARCHITECTURES,
-    '../junk', '../junk/x', '../names', '../folder', 'x=../junk', *COMMANDS])
+    'x' * 5000, 'onnx', 'litert', 'int8', 'fp16', 'width_mult=x', 'stages=1', 'a=b=c', '=', 'device=meta', '[' * 300,
+    'a=' + '(' * 300, 'a={[]: 1}', 'on', 'off', 'status', 'resnet18', 'hf-hub:me/mine', 'hf-hub:', 'local-dir:',
+    'local-dir:x', 'x:y', *ARCHITECTURES, '../junk', '../junk/x', '../names', '../folder', 'x=../junk', *COMMANDS])
 OPTIONS = st.sampled_from([
     '-h', '--help', '-o', '--output', '--output=', '--format', '--format=onnx', '--model', '--model-kwargs',
-    '--label-names',
-    '--license', '--cache-dir', '--calibration', '--check', '--num-images', '--img-size', '--mean', '--std',
-    '--weights',
-    '--int8', '--keep', '--repo-id', '--dataset', '--private', '--overwrite', '--formats', '--title', '--serve',
-    '--port',
-    '--runtime', '--push', '--min-agreement'])
+    '--label-names', '--license', '--cache-dir', '--calibration', '--check', '--num-images', '--img-size', '--mean',
+    '--std', '--weights', '--int8', '--keep', '--repo-id', '--dataset', '--private', '--overwrite', '--formats',
+    '--title', '--serve', '--port', '--runtime', '--push', '--min-agreement'])
 SOME = st.lists(st.tuples(OPTIONS, VALUES) | st.tuples(VALUES), max_size=3).map(lambda parts: [*sum(parts, ())])
 LINES = st.one_of(
     st.lists(WORDS | VALUES | OPTIONS, max_size=4),
@@ -736,11 +729,10 @@ ENDS = st.sampled_from([
     'raise BaseException("x\\ny")',
     'os.kill(os.getpid(), signal.SIGKILL)', 'os.kill(os.getpid(), signal.SIGTERM)', 'os.abort()', 'x = (', 'return',
     'def f(): f()\nf()', 'print(missing)', 'import missing', 'from . import x', 'sys.stdout.close()',
-    'sys.argv.clear()',
-    'del sys.modules["__main__"]', 'import atexit\natexit.register(sys.exit, 3)', 'print(__file__, __doc__)',
+    'sys.argv.clear()', 'del sys.modules["__main__"]', 'import atexit\natexit.register(sys.exit, 3)',
+    'print(__file__, __doc__)', 'print(globals().keys())',
     'import threading\nthreading.Thread(target=sys.exit, args=(3,)).start()', 'print(sys.stdin.read())',
     'sys.excepthook = lambda *args: print("hook")\nraise ValueError', '# \xe4\nprint("\xe4")',
-    'print(globals().keys())',
 ]) | st.integers(-2 ** 40, 2 ** 40).map('sys.exit({})'.format) | st.integers(0, 255).map('os._exit({})'.format)
 
 
