@@ -37,8 +37,8 @@ ROOMS = {
     'detection': {'collections', 'copy', 'functools', 'pathlib', 'typing', 'timm', 'torch', 'torchvision'},
     'doctor': {'argparse', 'platform', 'threading', 'time', 'typing', 'huggingface_hub', 'timm', 'torch'},
     'convert': {
-        'argparse', 'contextlib', 'json', 'os', 'sys', 'tempfile', 'collections', 'dataclasses', 'pathlib', 'typing',
-        'huggingface_hub', 'safetensors', 'timm', 'torch'},
+        'argparse', 'contextlib', 'json', 'math', 'os', 'sys', 'tempfile', 'collections', 'dataclasses', 'pathlib',
+        'typing', 'huggingface_hub', 'safetensors', 'timm', 'torch'},
     'runtimes': {
         'contextlib', 'importlib', 'json', 'os', 'platform', 'sys', 'tempfile', 'collections', 'pathlib', 'typing',
         'numpy', 'torch', 'tqdm', 'timmx',
@@ -52,7 +52,8 @@ ROOMS = {
         'argparse', 'contextlib', 'copy', 'functools', 'gzip', 'hashlib', 'html', 'http', 'json', 're', 'shutil',
         'tempfile', 'collections', 'pathlib', 'typing', 'timm'},
     'autoload': {'py_compile', 'sys', 'sysconfig', 'pathlib'},
-    '__main__': {'ctypes', 'importlib', 'os', 'runpy', 'sys', 'types', 'zipfile'},
+    '_end_with_parent': {'ctypes', 'sys'},
+    '__main__': {'importlib', 'multiprocessing', 'os', 'runpy', 'sys', 'types', 'zipfile'},
     '__init__': {'typing'},
 }
 # What only these may call: files, the command line's streams, and code from text.

@@ -13,8 +13,8 @@ script is the one that it gets; when it has imported timm.models, the models are
 --resume-newest DIR makes one command of the first start of a training and of all after it: the program is given
 --resume FILE, the newest whole checkpoint of timm in DIR, if there is one, and on Linux it ends with its torchrun.
 """
-import ctypes
 import importlib
+import multiprocessing
 import os
 import runpy
 import sys
@@ -106,8 +106,11 @@ def _newest_checkpoint(folder: str) -> str | None:
 
 def _end_with_torchrun() -> None:
     """Have the kernel kill this process when its torchrun dies, where it would go on beside the one started next."""
-    if 'TORCHELASTIC_RUN_ID' in os.environ and sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        module = importlib.import_module('timm_mobilenext._end_with_parent').__name__
+        # Data workers look whether their parent lives. That is a server where they are forked by one, which is Python's
+        # way since 3.14, and it would wait for them: have it end with this process.
+        multiprocessing.set_forkserver_preload(['__main__', module])
 
 
 def main() -> int:

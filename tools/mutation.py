@@ -297,6 +297,10 @@ class Recorder:
         if event == 'subprocess.Popen' and self.test:
             self.tests[self.test]['starts'] = True
 
+    def pytest_sessionstart(self) -> None:
+        """Attribute to all tests what has run so far: the import of the package."""
+        self.coverage.switch_context('collection')
+
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Leave out what has been measured and has not changed."""
         for item in items:
@@ -349,7 +353,7 @@ class Recorder:
                     ran.setdefault(context, {}).setdefault(module, set()).add(function.name.value)
         for name, test in self.tests.items():
             functions: dict[str, set[str]] = {}
-            for context in (name, *test.pop('fixtures', ())):
+            for context in ('', name, *test.pop('fixtures', ())):
                 for module, its in ran.get(context, {}).items():
                     functions.setdefault(module, set()).update(its)
             test.setdefault('ran', {module: sorted(its) for module, its in functions.items()})
