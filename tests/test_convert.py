@@ -50,6 +50,7 @@ def test_authors_files(name, tmp_path, known_files):
         'license': 'bsd-3-clause-clear', 'converter': f'timm-mobilenext {timm_mobilenext.__version__}'}
     config = json.loads((folder / 'config.json').read_text())
     assert (config['architecture'], config['num_classes'], config['pretrained_cfg']['tag']) == (name, 1000, 'in1k')
+    assert config['pretrained_cfg']['input_size'] == [3, 224, 224]
     assert not {'model_args', 'label_names'} & config.keys()
     modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
     assert len(modes) == 1  # safetensors alone would write a file that other users cannot read
@@ -151,7 +152,7 @@ def test_feature_extractor(tmp_path):
     """A model without a classifier converts to one without a classifier."""
     model = timm.create_model(SMALL, num_classes=0)
     torch.save(model.state_dict(), tmp_path / 'features.pth')
-    folder = convert(SMALL, tmp_path / 'features.pth', tmp_path / 'out')
+    folder = convert(SMALL, tmp_path / 'features.pth', tmp_path / 'in' / 'new' / 'folders')
     assert timm.create_model(f'local-dir:{folder}', pretrained=True).num_classes == 0
 
 

@@ -446,9 +446,18 @@ def test_grad_checkpointing(name):
     """Gradient checkpointing leaves gradients and running statistics as they are, of `forward_intermediates` too."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **SHORT)
+    start = copy.deepcopy(model.state_dict())
     checkpointed = copy.deepcopy(model)
     checkpointed.set_grad_checkpointing()
     x = torch.randn(2, 3, 64, 64)
+    for network, calls in ((model, 1), (checkpointed, 2)):  # a block is computed again in the backward pass
+        for run in (network.forward_features, lambda x, m=network: m.forward_intermediates(x)[0]):
+            seen = []
+            with network.blocks[0][0].pw_reduce.register_forward_hook(lambda *args, seen=seen: seen.append(1)):
+                run(x).sum().backward()
+            assert len(seen) == calls
+        network.load_state_dict(start)
+        network.zero_grad()
     torch.testing.assert_close(step(checkpointed, x), step(model, x), rtol=0, atol=0)
     torch.testing.assert_close(
         *(step(m, x, run=lambda x, m=m: m.forward_intermediates(x)[0]) for m in (checkpointed, model)), rtol=0, atol=0)

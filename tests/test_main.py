@@ -1,5 +1,6 @@
 """The launcher, `python -m timm_mobilenext`: what runs under it runs as under Python, with the models registered."""
 import contextlib
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -160,11 +161,13 @@ def test_help(tmp_path, args):
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_commands(command, monkeypatch, capsys):
-    """Each command has its own help, under the name that it is called by."""
+    """Each command has its own help, under the name that it is called by and with what its module says of itself."""
     monkeypatch.setattr(sys, 'argv', ['', command, '--help'])
     with contextlib.suppress(SystemExit):
         assert main() == 0
-    assert f'python -m timm_mobilenext {command}' in capsys.readouterr().out
+    said = ' '.join(capsys.readouterr().out.split())
+    assert f'python -m timm_mobilenext {command}' in said
+    assert importlib.import_module(f'timm_mobilenext.{command}').__doc__.partition('\n')[0] in said
 
 
 def test_attached_module_option(tmp_path):

@@ -178,6 +178,10 @@ def test_init():
     squeezing = timm.create_model(SMALL, se_ratio=0.25)  # the one kind of conv that has a bias
     assert not any(m.bias.any() for m in squeezing.modules() if isinstance(m, nn.Conv2d) and m.bias is not None)
     assert model.drop_rate == 0
+    torch.manual_seed(0)
+    unset = timm.create_model(SMALL, weight_init='skip').classifier
+    torch.manual_seed(0)
+    assert torch.equal(unset.weight, timm.create_model(SMALL, weight_init='torch').classifier.weight)
     efficient = timm.create_model('mobilenext_s').blocks[6][1]  # PyTorch's: uniform, standard deviation sqrt(1 / 3 / 9)
     assert efficient.dw_start.conv.weight.detach().std() == pytest.approx((1 / 27) ** 0.5, rel=0.05)
 
@@ -219,6 +223,17 @@ def test_sand_glass_bottleneck():
     for in_chs, out_chs, mid_chs in ((96, 96, 16), (96, 192, 32), (960, 1280, 208), (64, 64, 16), (336, 336, 56)):
         assert SandGlass(in_chs, out_chs).pw_reduce.conv.out_channels == mid_chs
     assert SandGlass(1280, 1280, max_expand_ratio=0).pw_reduce.conv.out_channels == 214
+
+
+def test_defaults():
+    """By itself a block has both depthwise convs, the whole shortcut, and nothing that only some networks have."""
+    block = SandGlass(16, 16)
+    assert (block.identity_chs, block.dw_start.conv.dilation, block.dw_end.conv.padding) == (16, (1, 1), (1, 1))
+    assert block.pw_reduce.conv.in_channels == 16  # no ghost
+    assert isinstance(block.se, nn.Identity)
+    assert isinstance(block.drop_path, nn.Identity)
+    assert SandGlass(16, 16, identity_ratio=0).identity_chs == 0
+    assert timm.create_model(SMALL, device='meta', se_ratio=1e-3).blocks[1][0].se.fc1.out_channels == 1
 
 
 def test_sand_glass_in_a_foreign_network():
@@ -387,6 +402,10 @@ def test_forward_intermediates(indices, calibrated):
     torch.testing.assert_close(features, early)
     torch.testing.assert_close([blocks[model.stage_ends[i]] for i in taken], features)
     assert len(blocks) == 9
+    last, = model.forward_intermediates(x, 1, extra_blocks=True, intermediates_only=True)
+    torch.testing.assert_close(last, final)
+    model.blocks[-1] = None  # what is behind the last one that is asked for is not run
+    assert len(model.forward_intermediates(x, [1], stop_early=True, intermediates_only=True)) == 1
     with pytest.raises(AssertionError, match='NCHW'):
         model.forward_intermediates(x, output_fmt='NLC')
 
@@ -406,6 +425,8 @@ def test_prune_intermediate_layers(indices, rows, chs):
         kept = copy.deepcopy(model)
         kept.prune_intermediate_layers(indices, prune_head=False)
         assert kept.num_classes == (1000 if rows == 8 else 0)
+        assert copy.deepcopy(model).prune_intermediate_layers() == [4]
+        assert copy.deepcopy(model).prune_intermediate_layers(1, extra_blocks=True) == [8]
         by_row = copy.deepcopy(model)
         assert by_row.prune_intermediate_layers([rows], extra_blocks=True) == [rows]
         assert torch.equal(by_row(x), expected[-1])
@@ -457,11 +478,15 @@ def test_arguments_of_train_py():
 
 
 def test_meta_device():
-    """A model on the meta device gets the values of its parameters from `init_weights`, once it has memory."""
+    """A model on the meta device gets the values of its state from `init_weights`, once it has memory."""
     model = timm.create_model('mobilenext_100', device='meta').to_empty(device='cpu')
+    for value in model.state_dict().values():
+        value.fill_(7)
     torch.manual_seed(0)
     model.init_weights()
     assert model.blocks[6][1].pw_expand.conv.weight.detach().std() == pytest.approx((2 / 960) ** 0.5, rel=0.05)
+    expected = timm.create_model('mobilenext_100').state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items() if value.ndim < 2)
 
 
 # -- bad input
@@ -497,4 +522,6 @@ def test_class_is_public():
     factory = timm.create_model('mobilenext_100', device='meta')
     assert [(name, p.shape) for name, p in MobileNeXt(device='meta').named_parameters()] == [
         (name, p.shape) for name, p in factory.named_parameters()]
+    made = timm_mobilenext.mobilenext.mobilenext_100(device='meta')  # an entry point, which asks for no weights
+    assert made.state_dict().keys() == factory.state_dict().keys()
     assert MobileNeXt(num_classes=5, width_mult=0.35)(torch.randn(2, 3, 32, 32)).shape == (2, 5)

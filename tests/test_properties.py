@@ -615,7 +615,8 @@ def test_arguments_of_timm(kwargs):
     (dict(norm_layer='layernorm'), "norm_layer='layernorm'"), (dict(aa_layer='x'), "aa_layer='x'"),
     (dict(norm_layer='groupnorm'), r"norm_layer='groupnorm'.* makes no layer here \(ValueError: num_channels"),
     (dict(norm_layer='x', bn_eps=1e-3), "norm_layer='x' makes no layer here"),
-    (dict(stages=()), r'stages=\(\) is not supported'), (dict(stages=[(6, 16, 1, 1, 4)]), 'stages=.* kernel size, odd'),
+    (dict(stages=()), r'stages=\(\) is not supported'), (dict(stages=[(2, 8, 1001, 1, 3)]), r'makes 1001 blocks'),
+    (dict(stages=[(6, 16, 1, 1, 4)]), 'stages=.* kernel size, odd'),
 ])
 def test_arguments_that_make_no_network(kwargs, message):
     """An argument that no layer can be made by, or that the network could not run with, is named with its value."""
@@ -626,8 +627,8 @@ def test_arguments_that_make_no_network(kwargs, message):
 @pytest.mark.parametrize('kwargs', [
     dict(in_chans=1, num_classes=0, drop_rate=0, drop_path_rate=0, bn_eps=0, bn_momentum=0, se_ratio=0, pw_groups=1),
     dict(drop_rate=1, drop_path_rate=1, bn_eps=1, bn_momentum=1, se_ratio=100, max_expand_ratio=100),
-    dict(max_expand_ratio=0, stages=[(1, 1, 1, 1, 1)]), dict(width_mult=100), dict(in_chans=2 ** 31 - 1),
-    dict(num_classes=2 ** 31 - 1)])
+    dict(max_expand_ratio=0, stages=[(1, 1, 1, 1, 1)]), dict(stages=[(2, 8, 1000, 1, 3)]), dict(width_mult=100),
+    dict(in_chans=2 ** 31 - 1), dict(num_classes=2 ** 31 - 1)])
 def test_the_ends_of_what_arguments_may_be(kwargs):
     """The smallest and the largest value that is documented of each argument makes a network."""
     model = timm.create_model(SMALL, device='meta', **kwargs)
