@@ -438,8 +438,7 @@ def bomb(kind: str, size: int) -> tuple[bytes, str]:
 @examples(30)
 @given(st.sampled_from([
     'header', 'safetensors', 'packed', 'layers', 'storage', 'storage legacy', 'stretched', 'stretched legacy',
-    'bytearray',
-    'untyped', 'tensor', 'meta']), BIG)
+    'bytearray', 'untyped', 'tensor', 'meta']), BIG)
 def test_bombs(kind, size):
     """A small file that says it comes to terabytes is refused, and takes no memory."""
     content, suffix = bomb(kind, size)
@@ -480,6 +479,9 @@ def test_files_that_are_no_checkpoints(content, message):
 @pytest.mark.parametrize(('checkpoint', 'message'), [
     (lambda: small_checkpoint(**{'classifier.weight': stretched(1 << 40, 16)}), "'classifier.weight' a Tensor that is"),
     (lambda: small_checkpoint(**{'stem.conv.weight': torch.zeros(16, 3, 3, 3) * 1j}), "'stem.conv.weight' a Tensor"),
+    (lambda: small_checkpoint(**{'stem.bn.weight': stretched(16)}), "'stem.bn.weight' a Tensor"),
+    *((lambda kind=kind: small_checkpoint(**{'stem.conv.weight': TENSORS[kind](torch.zeros(16, 3, 3, 3))}),
+       "'stem.conv.weight' a Tensor") for kind in ('meta', 'nested', 'quantized', 'sparse')),
     (lambda: {**tiny_state(), 3: torch.ones(1)}, 'has under 3 a Tensor'),
     (lambda: small_checkpoint(epoch=None), "has under 'epoch' a NoneType that is no weight: expected names, each of"),
     (loop, "has under 'loop' a dict"),
