@@ -76,6 +76,14 @@ def test_whom_a_connection_is_to(proxies, addresses, monkeypatch):
     assert sorted(called) == sorted(addresses)
 
 
+def test_refused_connection(monkeypatch):
+    """A server that is not there is no answer, and nothing is printed."""
+    failures: list[object] = []
+    monkeypatch.setattr(threading, 'excepthook', failures.append)
+    assert pretrained.answering(['http://127.0.0.1:1']) == set()
+    assert failures == []
+
+
 def test_name_server_that_never_answers(monkeypatch):
     """A look-up that hangs is not waited for, neither by the question nor by the end of the program."""
     ended, end, before = [], threading.Event(), threading.enumerate()

@@ -467,6 +467,7 @@ def loop() -> dict[str, Any]:
 @pytest.mark.parametrize(('content', 'message'), [
     (b'\x80\2c\xff\n\n.', "can't decode byte 0xff"), (b'\x80\2h\0.', 'was not loaded: 0'), (b'\x80\2R.', 'empty list'),
     (lambda: bomb('bytearray', 1 << 40)[0], 'it has the GLOBAL __builtin__ bytearray'),
+    (lambda: bomb('bytearray legacy', 1 << 40)[0], 'it has the GLOBAL __builtin__ bytearray'),
     (lambda: bomb('tensor', 1 << 32)[0], 'it has the GLOBAL torch FloatTensor'),
     (lambda: bomb('packed', 0)[0], 'it is packed'), (lambda: saved([1]), 'it holds a list'),
 ])
