@@ -9,8 +9,9 @@ import pytest
 import timm
 import torch
 from client import CREATE, REPO, golden, weights_in
+from huggingface_hub import constants
 
-from timm_mobilenext import MobileNeXt
+from timm_mobilenext import MobileNeXt, pretrained
 from timm_mobilenext._authors import SOURCES
 from timm_mobilenext.convert import convert
 from timm_mobilenext.pretrained import cached_file, git_blob_id, read
@@ -259,3 +260,17 @@ def test_local_files(tmp_path, known_files):
     ]
     for model in models:
         assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+def test_state_dict_at_hand(tmp_path, monkeypatch):
+    """Weights that are given are taken, and no server is asked."""
+    def answering(urls: object) -> set[str]:
+        raise AssertionError(f'{urls} were asked')
+
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(pretrained, 'answering', answering)
+    monkeypatch.setattr(pretrained, 'hub_cache', lambda *args: None)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    state = timm.create_model('mobilenext_100').state_dict()
+    model = timm.create_model('mobilenext_100', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))
+    assert torch.equal(model.classifier.weight, state['classifier.weight'])
