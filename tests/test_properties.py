@@ -632,6 +632,7 @@ def test_arguments_that_make_no_network(kwargs, message):
     dict(in_chans=1, num_classes=0, drop_rate=0, drop_path_rate=0, bn_eps=0, bn_momentum=0, se_ratio=0, pw_groups=1),
     dict(drop_rate=1, drop_path_rate=1, bn_eps=1, bn_momentum=1, se_ratio=100, max_expand_ratio=100),
     dict(max_expand_ratio=0, stages=[(1, 1, 1, 1, 1)]), dict(stages=[(2, 8, 1000, 1, 3)]), dict(width_mult=100),
+    dict(aa_layer='blurpc', act_layer='relu', norm_layer='groupnorm1', pad_type='same', global_pool='max'),
     dict(in_chans=2 ** 31 - 1), dict(num_classes=2 ** 31 - 1)])
 def test_the_ends_of_what_arguments_may_be(kwargs):
     """The smallest and the largest value that is documented of each argument makes a network."""
