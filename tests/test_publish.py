@@ -53,6 +53,8 @@ def test_card_of_authors_weights(tmp_path, known_files):
     assert '- **Dataset:** ImageNet-1k\n' in card.text
     assert 'Params (M): 3.93' in card.text
     assert 'GMACs: 0.33' in card.text
+    assert 'Activations (M): 9.97' in card.text
+    assert '## Results' in card.text
     assert '| **mobilenext_s** | 3.93 | 0.33 | 76.056 | 92.744 |' in card.text
     assert 'ca388f33536dba371e82807553042a938e082e4c' not in card.text  # it names the file that was converted
 
@@ -62,6 +64,7 @@ def test_card_code(client, published):
     card = (client.folder / 'mine' / 'README.md').read_text()
     blocks = re.findall(r'```python\n(.*?)```', card, re.DOTALL)
     assert len(blocks) == 4
+    assert '## Results' not in card  # a checkpoint that says nothing of any
     Image.new('RGB', (300, 240), 'teal').save(client.folder / 'image.jpg')
     for block in blocks:
         assert block.startswith('import timm_mobilenext  # registers the models\n')
