@@ -134,7 +134,7 @@ def test_data_workers(tmp_path, method):
 
 @pytest.mark.parametrize('args', [
     ('missing.py',), ('-m', 'missing.module'), ('-m',), ('--flag',), ('autoload', 'maybe'), ('autoload',), ('conver',),
-    ('autoload', 'status', 'status')])
+    ('autoload', 'status', 'status'), ('--resume-newest', 'run')])
 def test_bad_input(tmp_path, args):
     """What cannot be run is answered by one line that names it and says what was expected, with Python's exit codes."""
     result = python('-m', 'timm_mobilenext', *args, cwd=tmp_path)
@@ -142,7 +142,7 @@ def test_bad_input(tmp_path, args):
     assert result.stdout == ''
     line, = result.stderr.splitlines()
     assert line.startswith('timm_mobilenext: ')
-    assert args[-1] in line
+    assert args[0 if args[0] == '--resume-newest' else -1] in line
     if args[0] not in ('autoload', '-m') or args == ('-m',):
         assert line.endswith(
             'is neither a command nor a script: expected convert, export, web, publish, autoload, doctor, the path of '
