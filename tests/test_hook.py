@@ -3,12 +3,13 @@ import ast
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
 import timm_mobilenext
-from timm_mobilenext import mobilenext
+from timm_mobilenext import hook, mobilenext
 
 # imports the package, and lets no warning and no line of a log pass unseen
 IMPORT = """
@@ -87,3 +88,17 @@ def test_names_for_static_tools():
         assert getattr(timm_mobilenext, name) is getattr(mobilenext, name)
     with pytest.raises(AttributeError, match="module 'timm_mobilenext' has no attribute 'mobilenext_999'"):
         timm_mobilenext.mobilenext_999  # noqa: B018
+
+
+def test_what_is_found_behind(monkeypatch):
+    """The hook gives what the finders behind it find, and nothing where they find nothing."""
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec:
+            return ModuleSpec(name, None)  # as of a package that is a folder alone
+
+    first = hook.Hook()
+    monkeypatch.setattr(sys, 'meta_path', [first])
+    assert first.find_spec(hook.TARGET) is None
+    monkeypatch.setattr(sys, 'meta_path', [first, Finder])
+    assert first.find_spec(hook.TARGET).name == hook.TARGET
