@@ -50,6 +50,8 @@ def test_card_of_authors_weights(tmp_path, known_files):
     assert [(r.metric_name, r.metric_value, r.source_name) for r in card.data.eval_results] == [
         (f'Top {k} Accuracy', value, "reported by the authors' training log, not measured again")
         for k, value in ((1, 76.056), (5, 92.744))]
+    assert all(r.source_url.startswith('https://github.com/zhoudaquan/rethinking_bottleneck_design/tree/')
+               for r in card.data.eval_results)
     assert '- **Dataset:** ImageNet-1k\n' in card.text
     assert 'Params (M): 3.93' in card.text
     assert 'GMACs: 0.33' in card.text
