@@ -107,10 +107,10 @@ def _newest_checkpoint(folder: str) -> str | None:
 def _end_with_torchrun() -> None:
     """Have the kernel kill this process when its torchrun dies, where it would go on beside the one started next."""
     if 'TORCHELASTIC_RUN_ID' in os.environ:
-        module = importlib.import_module('timm_mobilenext._end_with_parent').__name__
+        from timm_mobilenext import _end_with_parent
         # Data workers look whether their parent lives. That is a server where they are forked by one, which is Python's
         # way since 3.14, and it would wait for them: have it end with this process.
-        multiprocessing.set_forkserver_preload(['__main__', module])
+        multiprocessing.set_forkserver_preload(['__main__', _end_with_parent.__name__])
 
 
 def main() -> int:

@@ -177,7 +177,7 @@ def load(
             args['input_size'] = [model.in_chans, *args['input_size'][1:]]
         try:
             images = resolve_data_config(args, model=model)
-            math.fsum((*images['input_size'], *images['mean'], *images['std'], images['crop_pct']))  # numbers alone
+            math.fsum((*images['input_size'], *images['mean'], *images['std'], images['crop_pct']))  # or a TypeError
         except (AssertionError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 f'{path} says of its images what train.py does not: {type(error).__name__}: {error}. Expected numbers '

@@ -71,6 +71,7 @@ TESTS = {
     '__main__': ('main', 'properties'),
     '_authors': ('authors', 'pretrained', 'builder', 'detection', 'properties'),
     '_builder': ('builder', 'pretrained'),
+    '_end_with_parent': ('main',),
     '_layers': ('layers', 'mobilenext', 'properties'),
     'autoload': ('autoload', 'main'),
     'convert': ('convert', 'publish', 'properties'),
