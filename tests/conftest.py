@@ -33,6 +33,12 @@ import timm_mobilenext
 from timm_mobilenext import _authors, pretrained
 from timm_mobilenext.convert import convert
 
+# TorchScript knows builtin functions by their places in memory, also those of operators that PyTorch has defined anew
+# since. What comes to such a place later, a convolution's list of paddings, "builtin cannot be used as a value"
+# (PyTorch 2.5.1 and 2.14.1; a test in many runs). So none of them goes.
+builtins, register_builtin = [], torch.jit._builtins._register_builtin
+torch.jit._builtins._register_builtin = lambda function, name: (
+    builtins.append(function), register_builtin(function, name))
 gc.freeze()  # the garbage collector need not look at all that PyTorch has made after each few objects of a test
 # A shell starts background jobs with Ctrl-C ignored, which the processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
