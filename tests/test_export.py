@@ -93,6 +93,8 @@ def test_sources(untrained, tmp_path, server, client):
     for folder in ('repository', 'folder', 'named'):
         np.testing.assert_allclose(
             runtimes.load(tmp_path / folder / 'model.pt')(x), expected, atol=1e-4 * expected.std())
+        about = json.loads((tmp_path / folder / 'model.json').read_text())
+        assert about['source'] == ('hf-hub:me/mine' if folder == 'repository' else 'untrained')
     row, = export.export(untrained, ['torchscript'], tmp_path / 'wide', model_kwargs=dict(num_classes=3))
     assert runtimes.load(row.path)(x).shape == (1, 3)
     assert row.check().endswith('on noise')
@@ -192,6 +194,33 @@ def test_what_the_check_is_held_to(found, is_on_images, error, untrained, tmp_pa
 
 
 @needs_exporter
+@pytest.mark.parametrize(('precision', 'most'), [('fp32', 1e-4), ('weights_fp16', 0.01), ('weights_int8', 0.25)])
+def test_tolerances(precision, most, untrained, tmp_path, monkeypatch):
+    """Logits may differ by 1e-4 of their deviation, with weights stored in fp16 by 0.01, in int8 by 0.25."""
+    need('onnx')
+    name = 'model.onnx' if precision == 'fp32' else f'model.{precision}.onnx'
+    options = {} if precision == 'fp32' else dict(weights=[precision.removeprefix('weights_')])
+    for difference in (most, 1.01 * most):
+        monkeypatch.setattr(
+            export, 'check', lambda *args, found=difference: (1., found if args[-1] == f'checking {name}' else 0.))
+        with contextlib.nullcontext() if difference == most else pytest.raises(RuntimeError, match=(
+                f'^{name}: the logits differ by .* of their standard deviation, expected at most {most}')):
+            export.export(untrained, ['onnx'], tmp_path / f'{difference}', img_size=16, **options)
+
+
+@needs_exporter
+def test_int8_where_it_is_asked_for(untrained, tmp_path):
+    """Files compute in int8 where that is asked for and the format can; images to calibrate by ask for nothing."""
+    need('onnx', int8=True)
+    images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    for int8, expected in ((False, [('onnx', 'fp32')]), (True, [('onnx', 'int8'), ('onnx', 'fp32')])):
+        rows = export.export(
+            untrained, ['onnx', 'torchscript'], tmp_path / f'{int8}', calibration=images, int8=int8, keep=True)
+        assert [(row.format, row.precision) for row in rows] == [*expected, ('torchscript', 'fp32')]
+        assert {row.images for row in rows} == {2}
+
+
+@needs_exporter
 def test_a_file_that_answers_otherwise_is_not_left_behind(untrained, tmp_path, digits, monkeypatch, capsys):
     """A file beyond its tolerance is an error and leaves nothing; --keep keeps it, and says so and how large it is."""
     monkeypatch.setitem(export.TOLERANCES, 'fp32', 1e-12)
@@ -250,6 +279,15 @@ def test_missing_runtime(runtime, module, tmp_path, untrained, monkeypatch):
     said = fails([untrained, '--format', runtime, '--int8', '--calibration', tmp_path], tmp_path)
     assert said == (f'error: {runtime} needs {module}, which is not installed: pip install '
                     f"'timm-mobilenext[{RUNTIMES[runtime].extra}]'.")
+
+
+@pytest.mark.parametrize('given', ['--format', '--output'])
+def test_what_has_to_be_said(given, capsys):
+    """Without formats or a folder, the command says which of the two is missing."""
+    with pytest.raises(SystemExit, match='2'):
+        export.main([SMALL, given, 'onnx'])
+    missing = '--output/-o' if given == '--format' else '--format'
+    assert f'the following arguments are required: {missing}' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(('args', 'message'), [

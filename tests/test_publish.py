@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from networks import needs_exporter
 from PIL import Image
 
 from timm_mobilenext._authors import SOURCES
@@ -52,7 +53,9 @@ def test_card_of_authors_weights(tmp_path, known_files):
         for k, value in ((1, 76.056), (5, 92.744))]
     assert all(r.source_url.startswith('https://github.com/zhoudaquan/rethinking_bottleneck_design/tree/')
                for r in card.data.eval_results)
+    assert card.data.model_name == 'mobilenext_s.in1k'
     assert '- **Dataset:** ImageNet-1k\n' in card.text
+    assert re.search(r'\*\*Git blob id of the source:\*\* [0-9a-f]{40}, verified before it was read\n', card.text)
     assert 'Params (M): 3.93' in card.text
     assert 'GMACs: 0.33' in card.text
     assert 'Activations (M): 9.97' in card.text
@@ -187,14 +190,28 @@ def test_card_of_a_training_run(dataset, tmp_path):
     folder = publish(SMALL, tmp_path / 'best.pth.tar', tmp_path / 'out', repo_id='me/mine', dataset=dataset)
     card = ModelCard.load(folder / 'README.md')
     assert '## Results\n\nTop-1 accuracy 81.25 %, as the training run reports it' in card.text
+    assert 'verified' not in card.text  # of the authors' files alone is it known what they should be
     if dataset:
+        assert card.data.model_name == 'mine'
         result, = card.data.eval_results
         assert (result.dataset_type, result.dataset_name, result.metric_name, result.metric_value) == (
             'me/abc', 'me/abc', 'Top 1 Accuracy', 81.25)
         assert result.source_name is None
     else:
-        assert card.data.eval_results is card.data.datasets is None
+        assert card.data.eval_results is card.data.datasets is card.data.model_name is None
         assert 'Dataset' not in card.text
+
+
+@needs_exporter
+@pytest.mark.parametrize('options', [dict(num_images=1, img_size=32), None])
+def test_formats_of_a_function_call(options, checkpoint, tmp_path):
+    """The function `publish` writes files for mobile runtimes too, with options of export or with none."""
+    options = options and dict(options, keep=True)
+    folder = publish(
+        SMALL, checkpoint, tmp_path / 'out', repo_id='me/mine', license='mit', formats=['torchscript'],
+        export_options=options)
+    about = json.loads((folder / 'model.json').read_text())
+    assert about['files'][0]['input_size'] == [3, *[32 if options else 224] * 2]
 
 
 def test_card_of_files(checkpoint):

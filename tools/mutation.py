@@ -103,6 +103,7 @@ class Mutant:
         after: What becomes of them.
         nth: Which of the mutants that are equal so far.
         code: The module with the change.
+        runs: Whether it shows where the function runs; else, in a default or a decorator, where the module is imported.
     """
 
     module: str
@@ -113,6 +114,7 @@ class Mutant:
     after: str
     nth: int
     code: str
+    runs: bool
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -134,6 +136,11 @@ def function_of(node: Any) -> Any:
         last = node.children[-1] if node.type == 'decorated' else node
         found = last if last.type == 'funcdef' else found
     return found
+
+
+def is_body(position: tuple[int, int], function: Any) -> bool:
+    """Return whether a place in a function comes after its colon: what is before runs where it is defined."""
+    return position > function.children[-2].start_pos
 
 
 def is_annotation(node: Any) -> bool:
@@ -159,7 +166,8 @@ def is_mutated_anyway(condition: Any) -> bool:
 def mutants(module: str) -> list[Mutant]:
     """Return the mutants of a module, made anew where it has changed."""
     source = (ROOT / 'timm_mobilenext' / f'{module}.py').read_text()
-    path = WORK / f'mutants-{hashlib.sha256(source.encode()).hexdigest()[:16]}.json'
+    digest = hashlib.sha256((source + Path(__file__).read_text()).encode()).hexdigest()
+    path = WORK / f'mutants-{digest[:16]}.json'
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([asdict(mutant) for mutant in _mutants(module, source)]))
@@ -191,7 +199,8 @@ def _mutants(module: str, source: str) -> Iterator[Mutant]:
             function = function_of(node)
             same = (function.name.value if function else '', before, after)
             seen[same] = seen.get(same, -1) + 1
-            yield Mutant(module, same[0], name, node.start_pos[0], before, after, seen[same], code)
+            runs = function is not None and is_body(node.start_pos, function)
+            yield Mutant(module, same[0], name, node.start_pos[0], before, after, seen[same], code, runs)
 
 
 def fork(function: Callable[[], None], seconds: float, log: Path) -> int | None:
@@ -350,7 +359,7 @@ class Recorder:
             for line, contexts in data.contexts_by_lineno(file).items():
                 indent = len(texts[line - 1]) - len(texts[line - 1].lstrip())
                 function = function_of(tree.get_leaf_for_position((line, indent), include_prefixes=True))
-                for context in contexts if function else ():
+                for context in contexts if function and is_body((line, indent), function) else ():
                     ran.setdefault(context, {}).setdefault(module, set()).add(function.name.value)
         for name, test in self.tests.items():
             functions: dict[str, set[str]] = {}
@@ -407,7 +416,7 @@ def choose(mutant: Mutant, baseline: dict[str, Any], budget: float) -> list[str]
     chosen, total = [], 0.
     kills = Counter(row['by'] for row in results().values())
     for name, test in sorted(baseline.items(), key=lambda item: item[1]['seconds'] / (1 + kills[item[0]])):
-        ran = not mutant.function or test['starts'] or mutant.function in test['ran'].get(mutant.module, ())
+        ran = not mutant.runs or test['starts'] or mutant.function in test['ran'].get(mutant.module, ())
         total += test['seconds'] if ran and test['passed'] else 0
         if ran and test['passed'] and total < budget:
             chosen.append(name)

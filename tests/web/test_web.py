@@ -55,8 +55,6 @@ def test_site(trained_folders, trained, runtime, npm, tmp_path):
     assert re.fullmatch(
         r'Meine Blumen: 0\.\d\d MB, 0\.\d\d to download; as PyTorch: logits within .* on noise', lines[0])
     assert lines[1].startswith('mobilenext_100: ')
-    assert re.fullmatch(r'site: 3\.\d\d MB; page 4\d kB, runtime 3\.\d\d MB. A first visit downloads 3\.\d\d MB until '
-                        r'it answers.', lines[2])
 
     site = tmp_path / 'site'
     about = json.loads((site / 'models.json').read_text())
@@ -71,6 +69,13 @@ def test_site(trained_folders, trained, runtime, npm, tmp_path):
     for file in (first['file'], second['file'], about['runtime']):
         packed = (site / file['path']).read_bytes()
         assert (len(packed), len(gzip.decompress(packed))) == (file['bytes'], file['size'])
+    page, runtime, total = (sum(path.stat().st_size for path in paths) for paths in (
+        [site / path.name for path in web.PAGE.iterdir()],
+        [*(site / 'files').glob('ort-wasm-*'), *(site / 'onnxruntime-web').glob('*.mjs')],
+        [path for path in site.rglob('*') if path.is_file()]))
+    assert lines[2] == (
+        f'site: {total / 1e6:.2f} MB; page {page / 1e3:.0f} kB, runtime {runtime / 1e6:.2f} MB. A first visit '
+        f'downloads {(page + runtime + first["file"]["bytes"]) / 1e6:.2f} MB until it answers.')
     for path in site.rglob('*'):
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
     assert 'Blumen &amp; &lt;Wiesen&gt;' in (site / 'index.html').read_text()
@@ -79,7 +84,11 @@ def test_site(trained_folders, trained, runtime, npm, tmp_path):
     assert (card['sdk'], card['title']) == ('static', 'Blumen & <Wiesen>')
     assert card['custom_headers'].keys() == {
         'cross-origin-embedder-policy', 'cross-origin-opener-policy', 'cross-origin-resource-policy'}
-    assert '| Meine Blumen | 0.' in text
+    for model in (first, second):
+        size = ' x '.join(map(str, model['input_size'][1:]))
+        assert (f'| {model["name"]} | {model["params"] / 1e6:.2f} M | {model["madds"] / 1e6:.0f} M at {size} px | '
+                f'{model["file"]["bytes"] / 1e6:.1f} MB | {model.get("license", "not stated")} | {model["source"]} |\n'
+                ) in text
     assert (site / '.nojekyll').exists()
 
 
@@ -151,6 +160,8 @@ def test_serve(sites):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 0
     assert process.stderr.read() == ''
+    with web.server(sites['int8']) as one, web.server(sites['int8']) as other:  # any port that is free
+        assert one.server_address != other.server_address
 
 
 def test_nothing_to_serve(tmp_path, sites, monkeypatch):
@@ -164,8 +175,9 @@ def test_nothing_to_serve(tmp_path, sites, monkeypatch):
         with pytest.raises(
                 SystemExit, match=f'^error: Port {port} cannot be listened on .*: give another with --port.$'):
             web.main(['--serve', '--port', str(port), '--output', str(sites['int8'])])
-    with pytest.raises(SystemExit, match='2'):
-        web.main(['--output', 'site'])
+    for args in (['--output', 'site'], ['--serve']):
+        with pytest.raises(SystemExit, match='2'):
+            web.main(args)
 
 
 def test_no_runtime(trained_folders, tmp_path, monkeypatch):
