@@ -153,7 +153,8 @@ def test_taps(name, calibrated):
     *((name, None) for name in ARCHITECTURES if name not in FAMILIES),
     ('mobilenetv2_035', [32 * 6, 1280]),  # of torchvision's convention, the expansion of the block that strides
     ('mobilenetv3_small_050', [24 * 6, 288]),
-    ('resnet18', [256, 512]),  # of features_only, where no block expands
+    ('mobilenetv4_conv_small_050', [48, 480]),  # of features_only: its blocks are universal
+    ('resnet18', [256, 512]),  # where no block expands
 ])
 def test_backbones(name, channels):
     """Every architecture and timm's other networks make a detector, whose gradients reach all parameters."""

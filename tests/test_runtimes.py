@@ -212,6 +212,13 @@ def test_missing(monkeypatch):
     assert RUNTIMES['torchscript'].missing(int8=True) == ['timmx']
 
 
+@needs_exporter
+def test_what_cannot_be_converted(tmp_path):
+    """What the converter says of a model that it cannot take is an error of one kind, which names the format."""
+    with pytest.raises(RuntimeError, match='^torchscript: .*config.json'):
+        RUNTIMES['torchscript'].convert(tmp_path / 'empty', tmp_path / 'model.pt', (3, 32, 32))
+
+
 def test_load():
     """A file of no known format is an error that lists the formats."""
     with pytest.raises(ValueError, match=r'model.bin is of no format .* ends in one of .onnx, .xml, .pte, .tflite, '):
