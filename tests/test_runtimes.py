@@ -215,7 +215,7 @@ def test_missing(monkeypatch):
 @needs_exporter
 def test_what_cannot_be_converted(tmp_path):
     """What the converter says of a model that it cannot take is an error of one kind, which names the format."""
-    with pytest.raises(RuntimeError, match='^torchscript: .*config.json'):
+    with pytest.raises(RuntimeError, match=r'^torchscript: .*config.json'):
         RUNTIMES['torchscript'].convert(tmp_path / 'empty', tmp_path / 'model.pt', (3, 32, 32))
 
 
