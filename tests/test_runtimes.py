@@ -129,6 +129,32 @@ def test_metadata_of_other_formats(runtime, trained, tmp_path):
     assert json.loads(said['mean']) == [0.3]
 
 
+def test_litert_weights_behind_the_flatbuffer(tmp_path):
+    """Weights that a LiteRT file has behind its flatbuffer, as one of 2 GB has to, come into it with the metadata."""
+    need('litert')
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    inside, behind = schema.BufferT(), schema.BufferT()
+    inside.data, inside.offset = np.array([4, 5], np.uint8), 1  # 1 says nothing of a place
+    model = schema.ModelT()
+    model.buffers, behind.size = [schema.BufferT(), inside, behind], 3
+
+    def packed() -> bytes:
+        builder = flatbuffers.Builder()
+        builder.Finish(model.Pack(builder), b'TFL3')
+        return bytes(builder.Output())
+
+    behind.offset = 9  # any place takes as many bytes to name
+    behind.offset = len(packed())
+    path = tmp_path / 'model.tflite'
+    path.write_bytes(packed() + bytes([1, 2, 3]))
+    RUNTIMES['litert'].describe(path, {'source': 'mine'})
+    buffers = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes())).buffers
+    assert [bytes(buffer.data) for buffer in buffers[1:]] == [bytes([4, 5]), bytes([1, 2, 3]), b'{"source": "mine"}']
+    assert buffers[2].offset == buffers[2].size == 0
+
+
 @needs_exporter
 def test_int8_is_int8(calibrated_files):
     """int8 files compute in int8, per channel; those whose weights alone are int8 compute in fp32."""
