@@ -130,7 +130,7 @@ def test_metadata_of_other_formats(runtime, trained, tmp_path):
 
 
 def test_litert_weights_behind_the_flatbuffer(tmp_path):
-    """Weights that a LiteRT file has behind its flatbuffer, as one of 2 GB has to, come into it with the metadata."""
+    """Weights that a LiteRT file has behind its flatbuffer, as one of 2 GB has to, come into it with more metadata."""
     need('litert')
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -139,6 +139,8 @@ def test_litert_weights_behind_the_flatbuffer(tmp_path):
     inside.data, inside.offset = np.array([4, 5], np.uint8), 1  # 1 says nothing of a place
     model = schema.ModelT()
     model.buffers, behind.size = [schema.BufferT(), inside, behind], 3
+    entry = schema.MetadataT()
+    entry.name, entry.buffer, model.metadata = 'theirs', 1, [entry]
 
     def packed() -> bytes:
         builder = flatbuffers.Builder()
@@ -150,7 +152,9 @@ def test_litert_weights_behind_the_flatbuffer(tmp_path):
     path = tmp_path / 'model.tflite'
     path.write_bytes(packed() + bytes([1, 2, 3]))
     RUNTIMES['litert'].describe(path, {'source': 'mine'})
-    buffers = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes())).buffers
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
+    buffers = model.buffers
+    assert [(entry.name, entry.buffer) for entry in model.metadata] == [(b'theirs', 1), (b'timm_mobilenext', 3)]
     assert [bytes(buffer.data) for buffer in buffers[1:]] == [bytes([4, 5]), bytes([1, 2, 3]), b'{"source": "mine"}']
     assert buffers[2].offset == buffers[2].size == 0
 
