@@ -69,6 +69,7 @@ def test_export(runtime, trained, digits, tmp_path):
     assert [line.split(': ')[0] for line in lines] == [f'files/{file["path"]}' for file in about['files']]
     if runtime == 'coreml' and sys.platform != 'darwin':
         assert all(line.endswith('not checked: Core ML runs on macOS and iOS alone') for line in lines)
+        assert written['weights_int8']['bytes'] < 0.7 * written['fp16']['bytes']
         return
     assert written['fp32']['largest_difference'] < 1e-4
     assert all(file['images'] == 360 and file['top1_agreement'] > 0.97 for file in about['files'])

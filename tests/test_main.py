@@ -49,9 +49,9 @@ def test_script_runs_as_under_python(tmp_path, end):
     folder = tmp_path / 'scripts'
     folder.mkdir()
     (folder / 'script.py').write_text(SCRIPT)
-    args = ('scripts/script.py', end, '-m', '--flag')
+    args = ('./scripts/script.py', end, '-m', '--flag')
     alone = python(*args, cwd=tmp_path)
-    assert f'{folder} __main__ {folder / "script.py"}' in alone.stdout
+    assert f'{folder} __main__ ' in alone.stdout
     assert alone.returncode
     assert same(alone, python('-m', 'timm_mobilenext', *args, cwd=tmp_path))
 

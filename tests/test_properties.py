@@ -599,7 +599,7 @@ def test_arguments_of_timm(kwargs):
             return len(model(torch.empty(1, 3, 32, 32, device='meta', dtype=kwargs.get('dtype'))))
         except Exception:  # of the type that its wrapper for features raises
             return 'refused'
-    assert made(SMALL) == made('mobilenetv2_035')
+    assert made(SMALL) == made('resnet18')
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [
@@ -608,7 +608,8 @@ def test_arguments_of_timm(kwargs):
     (dict(identity_ratio='all'), "identity_ratio='all' is not supported: expected a number"),
     (dict(in_chans=0), 'in_chans=0 is not supported: expected a whole number from 1'),
     (dict(in_chans=3.), r'in_chans=3\.0'), (dict(in_chans=2 ** 31), 'in_chans=2147483648'),
-    (dict(num_classes=-1), 'num_classes=-1'), (dict(num_classes=2 ** 31), 'num_classes=2147483648'),
+    (dict(num_classes=-1), 'num_classes=-1'), (dict(num_classes=True), 'num_classes=True'),
+    (dict(num_classes=2 ** 31), 'num_classes=2147483648'),
     (dict(drop_rate=1.1), r'drop_rate=1\.1'), (dict(drop_path_rate=-0.1), r'drop_path_rate=-0\.1'),
     (dict(width_mult=100.1), r'width_mult=100\.1'), (dict(se_ratio=math.nan), 'se_ratio=nan'),
     (dict(se_ratio=100.1), r'se_ratio=100\.1'), (dict(max_expand_ratio=101), 'max_expand_ratio=101'),

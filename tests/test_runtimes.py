@@ -249,6 +249,16 @@ def test_what_cannot_be_converted(tmp_path):
         RUNTIMES['torchscript'].convert(tmp_path / 'empty', tmp_path / 'model.pt', (3, 32, 32))
 
 
+@pytest.mark.parametrize('graph', ['7767517\n1 1\nInput in0 0 1 in0\n', 'no graph'])
+def test_ncnn_file_that_lacks_a_half(graph, tmp_path):
+    """An ncnn file of which the weights are missing, or the graph is none, is an error that names it."""
+    need('ncnn')
+    path = tmp_path / 'model.ncnn.param'
+    path.write_text(graph)
+    with pytest.raises(RuntimeError, match=f'^ncnn does not load {path}$'):
+        runtimes.load(path)
+
+
 def test_load():
     """A file of no known format is an error that lists the formats."""
     with pytest.raises(ValueError, match=r'model.bin is of no format .* ends in one of .onnx, .xml, .pte, .tflite, '):

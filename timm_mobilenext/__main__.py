@@ -52,7 +52,9 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Trac
 
 def _run_script(path: str) -> None:
     # Not runpy.run_path: it changes sys.argv[0], and takes __main__ away before threads and exit handlers are done.
-    loader = SourceFileLoader('__main__', os.path.abspath(path))
+    # as Python has it, which leaves a ./ and a ../ in it, but on Windows
+    name = os.path.abspath(path) if os.name == 'nt' else os.path.join(os.getcwd(), path)
+    loader = SourceFileLoader('__main__', name)
     try:
         source = loader.get_data(loader.path)
     except OSError as error:

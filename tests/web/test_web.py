@@ -48,8 +48,8 @@ def test_site(trained_folders, trained, runtime, npm, tmp_path):
     (tmp_path / 'names.txt').write_text('\n'.join(f'class no. {i}' for i in range(10)))
     (tmp_path / 'node_modules').symlink_to(npm)
     result = command(
-        f'Meine Blumen={trained_folders[0]}', trained, '--label-names', 'names.txt', '--title', 'Blumen & <Wiesen>',
-        '--output', 'site', cwd=tmp_path)
+        f'Meine Blumen={trained_folders[0]}', trained, '--model', 'mobilenext_100', '--label-names', 'names.txt',
+        '--title', 'Blumen & <Wiesen>', '--output', 'site', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert re.fullmatch(
