@@ -22,7 +22,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
-from timm.models import load_model_config_from_hf, parse_model_name
+from timm.models import parse_model_name
 from tqdm import tqdm
 
 from timm_mobilenext import __version__
@@ -91,15 +91,9 @@ def load(source: str | Path, model: str | None = None, model_kwargs: dict[str, A
         raise ValueError(f'--model {model} names the architecture of a checkpoint, but {source!r} is no file.')
     name = f'local-dir:{path}' if path.is_dir() else str(source)
     kind, place = parse_model_name(name)
-    model_args: dict[str, Any] = {}
-    if kind == 'hf-hub':
-        model_args = load_model_config_from_hf(place)[2] or {}
-    elif kind:
-        config = Path(place, 'config.json')
-        if not config.is_file():
-            raise FileNotFoundError(f'{place} is no converted folder: there is no config.json in it.')
-        model_args = json.loads(config.read_text()).get('model_args', {})
-    elif not timm.is_model(name):
+    if kind == 'local-dir' and not Path(place, 'config.json').is_file():
+        raise FileNotFoundError(f'{place} is no converted folder: there is no config.json in it.')
+    if kind is None and not timm.is_model(name):
         near = ', '.join(timm.list_models(module='mobilenext'))
         raise ValueError(
             f'{name!r} is no model name, folder or file: expected one of {near}, another of timm, a converted folder, '
@@ -108,7 +102,7 @@ def load(source: str | Path, model: str | None = None, model_kwargs: dict[str, A
     origin = {key: network.pretrained_cfg.get(key) for key in ('architecture', 'license')}
     said = Path(place).resolve().name if kind == 'local-dir' else name  # not where it lies: files go out into the world
     return Converted(
-        network, {**model_args, **model_kwargs},
+        network, model_kwargs,
         {'source': said, **{key: text for key, text in origin.items() if text}})
 
 

@@ -299,11 +299,13 @@ class MobileNeXt(nn.Module):
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
-        # range() takes whole numbers alone, and is empty below 1
+        # range() takes whole numbers alone, and is empty below 1; what is True it takes for 1, layers do not
         _check('rows of five whole numbers from 1, the last, a kernel size, odd', lambda rows: len(rows) and all(
-            len(row) == 5 and all(map(range, row)) and row[4] % 2 for row in rows), stages=stages)
-        _check('a whole number from 1', lambda x: range(x) and x < 2 ** 31, in_chans=in_chans, pw_groups=pw_groups)
-        _check('a whole number from 0', lambda x: range(x + 1) and x < 2 ** 31 and x is not True,  # no layer takes it
+            len(row) == 5 and all(x is not True and range(x) for x in row) and row[4] % 2 for row in rows),
+            stages=stages)
+        _check('a whole number from 1', lambda x: x is not True and range(x) and x < 2 ** 31,
+               in_chans=in_chans, pw_groups=pw_groups)
+        _check('a whole number from 0', lambda x: x is not True and range(x + 1) and x < 2 ** 31,
                num_classes=num_classes)
         _check('a number from 0 to 1', lambda x: 0 <= x <= 1, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         _check('a number from 0 to 100', lambda x: 0 <= x <= 100, max_expand_ratio=max_expand_ratio, se_ratio=se_ratio)
