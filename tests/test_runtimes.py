@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -89,7 +90,7 @@ def calibrated_files(trained, digits, tmp_path_factory) -> tuple[Path, list[Expo
 
 @needs_exporter
 def test_metadata(calibrated_files):
-    """ONNX and OpenVINO files say in themselves how images are prepared and what the classes are."""
+    """ONNX and OpenVINO files run, and say in themselves how images are prepared and what the classes are."""
     import onnx
     import openvino
 
@@ -103,6 +104,7 @@ def test_metadata(calibrated_files):
         assert said['architecture'] == 'mobilenext_100'
         assert json.loads(said['mean']) == [0.3]
         assert json.loads(said['std']) == [0.4]
+        assert runtimes.load(row.path)(np.zeros((1, 1, 32, 32), np.float32)).shape == (1, 10)
     assert {path.name for path in folder.iterdir()} >= {row.path.name for row in exported} | {'model.json', 'model.bin'}
 
 
@@ -160,16 +162,42 @@ def test_litert_weights_behind_the_flatbuffer(tmp_path):
 
 
 @needs_exporter
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='Linux alone lists the threads of a process so')
+@pytest.mark.parametrize('runtime', ['onnx', 'ncnn'])  # OpenVINO takes no more than there are processors
+def test_threads(runtime, trained, tmp_path):
+    """A file runs on as many threads as it is told."""
+    need(runtime)
+    row, = export.export(trained, [runtime], tmp_path / 'files', model='mobilenext_100')
+    counts = []
+    for threads in (1, 3):
+        code = f'''
+import os
+import numpy as np
+from timm_mobilenext import runtimes
+before = len(os.listdir('/proc/self/task'))
+run = runtimes.load({str(row.path)!r}, threads={threads})
+run(np.zeros((1, 1, 32, 32), np.float32))
+print(len(os.listdir('/proc/self/task')) - before)
+'''
+        counts.append(int(subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=120).stdout))
+    assert counts[1] == counts[0] + 2
+
+
+@needs_exporter
 def test_int8_is_int8(calibrated_files):
     """int8 files compute in int8, per channel; those whose weights alone are int8 compute in fp32."""
     folder, _ = calibrated_files
     import onnx
+    import openvino
 
     quantized = graph(folder / 'model.int8.onnx')
     assert quantized['QuantizeLinear'] > 20
     weights = onnx.load(folder / 'model.int8.onnx').graph.initializer
     assert any(t.name.endswith('_scale') and list(t.dims) == [10] for t in weights)  # one for each class
     assert graph(folder / 'model.int8.xml')['FakeQuantize'] > 20
+    operators = openvino.Core().read_model(folder / 'model.int8.xml').get_ops()
+    assert 'f16' not in {output.get_element_type().get_type_name() for op in operators for output in op.outputs()}
     stored = graph(folder / 'model.weights_int8.onnx')
     assert stored['DequantizeLinear'] == stored['Conv'] + stored['Gemm']
     assert 'QuantizeLinear' not in stored

@@ -113,7 +113,7 @@ class Runtime:
         self.convert(folder, path, input_size, **self.weights[precision])
 
     def quantize(
-            self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
+            self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool) -> None:
         """Write a file that computes in int8 (weights and activations), calibrated on images.
 
         Args:
@@ -182,7 +182,7 @@ class Onnx(Runtime):
         onnx.save(model, path)
 
     def quantize(
-            self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
+            self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool) -> None:
         """Quantize with ONNX Runtime: QDQ, activations in uint8, as the processors' instructions have it."""
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -231,7 +231,7 @@ class OpenVino(Runtime):
     options: ClassVar = dict(fp16=False)
 
     def quantize(
-            self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
+            self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool) -> None:
         """Quantize with NNCF."""
         with quiet() as terminal, tqdm(
                 desc=f'{path.name}: calibrating', unit='image', leave=False, file=terminal) as progress:
