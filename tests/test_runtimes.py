@@ -170,7 +170,7 @@ def test_threads(runtime, trained, tmp_path):
     row, = export.export(trained, [runtime], tmp_path / 'files', model='mobilenext_100')
     counts = []
     for threads in (1, 3):
-        code = f'''
+        code = f"""
 import os
 import numpy as np
 from timm_mobilenext import runtimes
@@ -178,7 +178,7 @@ before = len(os.listdir('/proc/self/task'))
 run = runtimes.load({str(row.path)!r}, threads={threads})
 run(np.zeros((1, 1, 32, 32), np.float32))
 print(len(os.listdir('/proc/self/task')) - before)
-'''
+"""
         counts.append(int(subprocess.run(
             [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=120).stdout))
     assert counts[1] == counts[0] + 2
@@ -189,15 +189,12 @@ def test_int8_is_int8(calibrated_files):
     """int8 files compute in int8, per channel; those whose weights alone are int8 compute in fp32."""
     folder, _ = calibrated_files
     import onnx
-    import openvino
 
     quantized = graph(folder / 'model.int8.onnx')
     assert quantized['QuantizeLinear'] > 20
     weights = onnx.load(folder / 'model.int8.onnx').graph.initializer
     assert any(t.name.endswith('_scale') and list(t.dims) == [10] for t in weights)  # one for each class
     assert graph(folder / 'model.int8.xml')['FakeQuantize'] > 20
-    operators = openvino.Core().read_model(folder / 'model.int8.xml').get_ops()
-    assert 'f16' not in {output.get_element_type().get_type_name() for op in operators for output in op.outputs()}
     stored = graph(folder / 'model.weights_int8.onnx')
     assert stored['DequantizeLinear'] == stored['Conv'] + stored['Gemm']
     assert 'QuantizeLinear' not in stored
