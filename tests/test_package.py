@@ -52,7 +52,7 @@ ROOMS = {
         'argparse', 'contextlib', 'copy', 'functools', 'gzip', 'hashlib', 'html', 'http', 'json', 're', 'shutil',
         'tempfile', 'collections', 'pathlib', 'typing', 'timm'},
     'autoload': {'py_compile', 'sys', 'sysconfig', 'pathlib'},
-    '_end_with_parent': {'ctypes', 'sys'},
+    '_end_with_parent': {'ctypes', 'signal', 'sys'},
     '__main__': {'importlib', 'multiprocessing', 'os', 'runpy', 'sys', 'types', 'zipfile'},
     '__init__': {'typing'},
 }
