@@ -233,8 +233,16 @@ def test_onnx(trained_detector, tmp_path):
     for image in images:
         want = trained_detector([image])[0]
         assert len(want['boxes']) > 0
-        for name, got in zip(('boxes', 'scores', 'labels'), session.run(None, {'image': image.numpy()}), strict=True):
-            torch.testing.assert_close(torch.from_numpy(got), want[name], rtol=1e-3, atol=1e-3)
+        names = ('boxes', 'scores', 'labels')
+        got = map(torch.from_numpy, session.run(names, {'image': image.numpy()}))
+        found, expected = (
+            torch.cat([boxes, scores[:, None], labels[:, None]], 1).detach()
+            for boxes, scores, labels in (got, [want[name] for name in names]))
+        # rounding differs by processor, and changes places where scores are nearly equal
+        order = torch.cdist(found, expected, compute_mode='donot_use_mm_for_euclid_dist').argmin(1)
+        assert sorted(order.tolist()) == [*range(len(expected))]
+        torch.testing.assert_close(found, expected[order], rtol=1e-3, atol=1e-3)
+        assert (found[:, 4].diff() <= 0).all()
 
 
 @pytest.mark.parametrize('mode', [True, False])
