@@ -26,7 +26,7 @@ from torchvision.datasets import FashionMNIST
 from tqdm import tqdm
 
 import timm_mobilenext  # noqa: F401 - registers the models
-from timm_mobilenext.runtimes import RUNTIMES
+from timm_mobilenext.deploy.runtimes import RUNTIMES
 
 compare = runpy.run_path(str(Path(__file__).parent.parent / 'examples' / 'compare.py'))
 DATA = dict(input_size=(1, compare['IMAGE_SIZE'], compare['IMAGE_SIZE']), mean=(0.286,), std=(0.353,), crop_pct=0.875,

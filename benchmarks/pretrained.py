@@ -23,11 +23,11 @@ MEASURE = """
 import dataclasses, json, logging, sys, time
 import timm, torch
 import timm_mobilenext
-from timm_mobilenext import _authors
+from timm_mobilenext.weights import authors
 logging.disable(logging.WARNING)
 authors, blob, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-source = dataclasses.replace(_authors.SOURCES['mobilenext_100_id050'], url=authors, blob=blob)
-_authors.SOURCES['mobilenext_100_id050'] = source
+source = dataclasses.replace(authors.SOURCES['mobilenext_100_id050'], url=authors, blob=blob)
+authors.SOURCES['mobilenext_100_id050'] = source
 names = {'mobilenetv2_100': 'mobilenetv2_100.ra_in1k', 'mobilenext_100': 'mobilenext_100',
          "mobilenext_100_id050, authors' file": 'mobilenext_100_id050'}
 times = {name: [] for name in names}
@@ -42,7 +42,7 @@ print(json.dumps(times))
 
 CONVERT = """
 import re, time
-from timm_mobilenext.convert import main
+from timm_mobilenext.weights.convert import main
 start = time.perf_counter()
 {}
 print(int(re.search(r'VmHWM: +(\\d+)', open('/proc/self/status').read().replace(chr(9), ' '))[1]) / 1024)
@@ -62,7 +62,7 @@ def main() -> None:
     from loopback import Loopback
 
     import timm_mobilenext  # noqa: F401 - registers the models
-    from timm_mobilenext.pretrained import git_blob_id
+    from timm_mobilenext.weights.download import git_blob_id
     print(f'timm {timm.__version__}, {platform.machine()}, {os.cpu_count()} cores, {rounds} rounds')
     with tempfile.TemporaryDirectory() as work, Loopback(Path(work)) as server:
         for name, owner in (('mobilenetv2_100.ra_in1k', 'timm'), ('mobilenext_100.in1k', 'timm-mobilenext')):

@@ -39,8 +39,8 @@ import torch.nn as nn
 from tqdm import tqdm
 
 import timm_mobilenext  # noqa: F401 - registers the models
-from timm_mobilenext._authors import CLAIMS
-from timm_mobilenext.runtimes import RUNTIMES, Run, quiet
+from timm_mobilenext.weights.authors import CLAIMS
+from timm_mobilenext.deploy.runtimes import RUNTIMES, Run, quiet
 
 Key = tuple[str, str, str]  # runtime, model, form
 ALLOCATOR = {  # see run.py

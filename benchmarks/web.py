@@ -24,7 +24,7 @@ from sklearn.datasets import load_sample_image
 from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext  # noqa: F401 - registers the models
-from timm_mobilenext import web
+from timm_mobilenext.deploy import web
 
 NETWORKS = ('mobilenext_100', 'mobilenext_100_id050', 'mobilenetv2_100')
 FP32 = 'mobilenext_100, fp32'

@@ -48,10 +48,10 @@ def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
     import torch
 
     import timm_mobilenext
-    from timm_mobilenext import _authors
+    from timm_mobilenext.weights import authors
     huggingface_hub.utils._http.time.sleep = lambda seconds: None  # 23 seconds in each retry
     for name, (url, blob) in json.loads(env['AUTHORS_FILES']).items():
-        _authors.SOURCES[name] = dataclasses.replace(_authors.SOURCES[name], url=url, blob=blob)
+        authors.SOURCES[name] = dataclasses.replace(authors.SOURCES[name], url=url, blob=blob)
         cfg = timm.models._registry._model_pretrained_cfgs[f'{name}.in1k']
         cfg.hf_hub_id = json.loads(env.get('HUB_IDS', '{}')).get(name, f'timm-mobilenext/{name}.in1k')
     torch.set_grad_enabled(False)

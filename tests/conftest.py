@@ -30,8 +30,8 @@ from timm.data import ImageDataset, create_transform
 from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext
-from timm_mobilenext import _authors, pretrained
-from timm_mobilenext.convert import convert
+from timm_mobilenext.weights import authors, download
+from timm_mobilenext.weights.convert import convert
 
 # TorchScript knows builtin functions by their places in memory, also those of operators that PyTorch has defined anew
 # since. What comes to such a place later, a convolution's list of paddings, "builtin cannot be used as a value"
@@ -68,7 +68,7 @@ def authors_files(tmp_path_factory) -> dict[str, Path]:
     """Files of the layout of the authors' five, with weights by formula."""
     folder = tmp_path_factory.mktemp('authors')
     files = {}
-    for name, source in _authors.SOURCES.items():
+    for name, source in authors.SOURCES.items():
         files[name] = folder / name / 'model_best.pth.tar'
         files[name].parent.mkdir()
         official.save_checkpoint(files[name], name, source.ema)
@@ -78,14 +78,14 @@ def authors_files(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope='session')
 def blobs(authors_files) -> dict[str, str]:
     """The git blob ids of these files."""
-    return {name: pretrained.git_blob_id(path) for name, path in authors_files.items()}
+    return {name: download.git_blob_id(path) for name, path in authors_files.items()}
 
 
 @pytest.fixture
 def known_files(authors_files, blobs, monkeypatch) -> dict[str, Path]:
     """The same files, and this process knows them by their git blob ids."""
-    for name, source in list(_authors.SOURCES.items()):
-        monkeypatch.setitem(_authors.SOURCES, name, dataclasses.replace(source, blob=blobs[name]))
+    for name, source in list(authors.SOURCES.items()):
+        monkeypatch.setitem(authors.SOURCES, name, dataclasses.replace(source, blob=blobs[name]))
     return authors_files
 
 
@@ -155,9 +155,9 @@ def client(tmp_path, server, blobs) -> Client:
 @pytest.fixture(scope='session')
 def converted(tmp_path_factory, authors_files, blobs) -> Path:
     """The converted weights of mobilenext_100."""
-    source = dataclasses.replace(_authors.SOURCES['mobilenext_100'], blob=blobs['mobilenext_100'])
+    source = dataclasses.replace(authors.SOURCES['mobilenext_100'], blob=blobs['mobilenext_100'])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_authors.SOURCES, 'mobilenext_100', source)
+        patch.setitem(authors.SOURCES, 'mobilenext_100', source)
         return convert(
             'mobilenext_100', authors_files['mobilenext_100'], tmp_path_factory.mktemp('converted') / 'folder')
 

@@ -5,7 +5,7 @@ import pytest
 import timm
 
 import timm_mobilenext  # noqa: F401 - registers the models
-from timm_mobilenext.runtimes import RUNTIMES
+from timm_mobilenext.deploy.runtimes import RUNTIMES
 
 ARCHITECTURES = timm.list_models(module='mobilenext')
 SMALL = 'mobilenext_035'

@@ -11,10 +11,11 @@ import torch
 from client import CREATE, REPO, golden, weights_in
 from huggingface_hub import constants
 
-from timm_mobilenext import MobileNeXt, pretrained
-from timm_mobilenext._authors import SOURCES
-from timm_mobilenext.convert import convert
-from timm_mobilenext.pretrained import cached_file, git_blob_id, read
+from timm_mobilenext import MobileNeXt
+from timm_mobilenext.weights import download
+from timm_mobilenext.weights.authors import SOURCES
+from timm_mobilenext.weights.convert import convert
+from timm_mobilenext.weights.download import cached_file, git_blob_id, read
 
 NOT_SYS = pytest.mark.skipif(not Path('/sys').is_dir(), reason='/sys stands for a folder that root cannot write to')
 
@@ -28,7 +29,7 @@ def authors_at(url: str, client) -> dict[str, str]:
 def test_from_authors_file_to_hub_to_golden_logits(server, client):
     """Downloaded, verified, converted, published and created anew, all five answer as the authors' code did."""
     client.run(f"""
-from timm_mobilenext.publish import main
+from timm_mobilenext.weights.publish import main
 for name in {list(SOURCES)}:
     assert main([name, '--push']) == 0""")
     assert sorted(f.name for f in server.hub.iterdir()) == ['timm-mobilenext']
@@ -56,7 +57,7 @@ def test_no_network(fault, request, client):
     url = url or request.getfixturevalue('black_hole')
     env = {'HF_ENDPOINT': url, **authors_at(url, client)}
     host = url.split('//')[1].split(':')[0]
-    hurry = 'from timm_mobilenext import pretrained; pretrained.CONNECT_SECONDS = 0.5; '
+    hurry = 'from timm_mobilenext.weights import download; download.CONNECT_SECONDS = 0.5; '
     message = client.fail(hurry + CREATE.format(''), **env)
     first, remedy = message.splitlines()
     assert first == (
@@ -67,7 +68,7 @@ def test_no_network(fault, request, client):
     mine = client.fail(hurry + CREATE.format(", pretrained_cfg_overlay=dict(hf_hub_id='me/mine')"), **env)
     assert f'and there is no connection to {host}.\nThis is about me/mine' in mine
     converted = client.fail(
-        hurry + "__import__('timm_mobilenext.convert').convert.main(['mobilenext_100'])", **env)
+        hurry + "__import__('timm_mobilenext.weights.convert').convert.main(['mobilenext_100'])", **env)
     assert converted.startswith(f"SystemExit: error: The authors' file {url}/mobilenext_100/x.pth is not in the cache")
     assert client.stderr == ''
     assert not client.torch_cache.exists()
@@ -77,7 +78,8 @@ def test_no_network(fault, request, client):
 def test_slow_hub_is_waited_for(on_hub, server, client):
     """A Hub that takes its time to answer, longer than the wait for a connection, gives the weights."""
     server.faults['hub'] = 'late'
-    client.run('from timm_mobilenext import pretrained\npretrained.CONNECT_SECONDS = 0.5\n' + golden('mobilenext_100'))
+    client.run(
+        'from timm_mobilenext.weights import download\ndownload.CONNECT_SECONDS = 0.5\n' + golden('mobilenext_100'))
     assert client.stderr == ''
     assert not any('/files/' in request for request in server.log)
 
@@ -176,7 +178,7 @@ def test_pinned_revision(on_hub, server, client):
     """What is pinned to a commit is taken of that commit, works offline, and gives way when the commit is gone."""
     pinned = f'{REPO}@{server.revision(REPO)}'
     ids = {'HUB_IDS': json.dumps({'mobilenext_100': pinned})}
-    place = "from timm_mobilenext.pretrained import locate\nprint(locate('mobilenext_100', 4.))"
+    place = "from timm_mobilenext.weights.download import locate\nprint(locate('mobilenext_100', 4.))"
     assert client.run(place, **ids) == f'Hub ({pinned})'
     first = client.run(golden('mobilenext_100'), **ids)
     assert client.stderr == ''
@@ -268,8 +270,8 @@ def test_state_dict_at_hand(tmp_path, monkeypatch):
         raise AssertionError(f'{urls} were asked')
 
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(pretrained, 'answering', answering)
-    monkeypatch.setattr(pretrained, 'hub_cache', lambda *args: None)
+    monkeypatch.setattr(download, 'answering', answering)
+    monkeypatch.setattr(download, 'hub_cache', lambda *args: None)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     state = timm.create_model('mobilenext_100').state_dict()
     model = timm.create_model('mobilenext_100', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))

@@ -23,10 +23,10 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
-from timm_mobilenext._authors import SOURCES
+from timm_mobilenext.weights.authors import SOURCES
 from timm_mobilenext.detection import SSDLiteFeatureExtractor, check_targets, ssdlite320
 from timm_mobilenext.mobilenext import SandGlass
-from timm_mobilenext.pretrained import cached_file
+from timm_mobilenext.weights.download import cached_file
 
 ROOT = Path(__file__).parent.parent
 RECORDED = json.loads(Path(__file__).with_name('data').joinpath('ssdlite.json').read_text())

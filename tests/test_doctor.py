@@ -13,14 +13,14 @@ import torch
 
 import timm_mobilenext
 from timm_mobilenext import doctor
-from timm_mobilenext.convert import convert
+from timm_mobilenext.weights.convert import convert
 from timm_mobilenext.doctor import count
-from timm_mobilenext._authors import SOURCES
+from timm_mobilenext.weights.authors import SOURCES
 
 REPORT = 'from timm_mobilenext.doctor import main\nassert main([]) == 0'
 # the last column of the report alone, as the rest of it takes longer
 PLACES = """
-from timm_mobilenext.pretrained import locate
+from timm_mobilenext.weights.download import locate
 for name in timm.list_models(module='mobilenext'):
     print(name, '', '', '', locate(name, timeout=4), sep='  ')"""
 

@@ -14,8 +14,8 @@ import timm
 import torch
 
 import timm_mobilenext
-from timm_mobilenext._authors import SOURCES
-from timm_mobilenext.pretrained import cached_file
+from timm_mobilenext.weights.authors import SOURCES
+from timm_mobilenext.weights.download import cached_file
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(timm_mobilenext.__file__).parent
@@ -107,7 +107,7 @@ def test_model_file_works_in_timm(tmp_path):
             target = tmp_path / 'timm' / path.relative_to(theirs)
             if not target.exists() and path.name != '__pycache__':
                 target.symlink_to(path)
-    for name in ('mobilenext.py', '_authors.py', '_layers.py'):
+    for name in ('mobilenext.py', 'authors.py', '_layers.py'):
         shutil.copy(PACKAGE / name, models)
     init = (models / '__init__.py').read_text()
     (models / '__init__.py').unlink()

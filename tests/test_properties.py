@@ -36,7 +36,9 @@ from networks import ARCHITECTURES, SHORT, SMALL
 from safetensors.torch import save as save_safetensors
 
 from timm_mobilenext import __main__ as launcher
-from timm_mobilenext import _authors, autoload, convert, doctor, export, mobilenext, pretrained, web
+from timm_mobilenext import doctor, mobilenext
+from timm_mobilenext.deploy import export, web
+from timm_mobilenext.weights import authors, convert, download
 from timm_mobilenext.__main__ import COMMANDS
 
 EXAMPLES = int(os.environ.get('EXAMPLES', '0'))
@@ -105,7 +107,7 @@ def check_doors(content: bytes, suffix: str) -> dict[str, str]:
         path = Path(work) / f'checkpoint{suffix}'
         path.write_bytes(content)
         with no_code_runs():
-            read = refusal(lambda: pretrained.read(path), RuntimeError)
+            read = refusal(lambda: download.read(path), RuntimeError)
         assert read == '' or read.startswith(f'{path} was not loaded: ')
         assert read == '' or 'Expected a safetensors file or a PyTorch checkpoint' in read
         created = refusal(lambda: timm.create_model(
@@ -219,7 +221,8 @@ DANGEROUS = [
     ('torch.serialization', 'load'), ('torch._utils', '_rebuild_tensor.__globals__'), ('torch', 'ops.aten.relu'),
     ('torch.utils._config_module', 'ConfigModule.load_config'), ('torch.storage', '_load_from_bytes'),
     ('numpy', 'load'), ('numpy.testing._private.utils', 'runstring'), ('timm.models', 'load_checkpoint'),
-    ('argparse', 'FileType'), ('argparse', 'Namespace.__init__.__globals__'), ('timm_mobilenext.convert', 'main')]
+    ('argparse', 'FileType'), ('argparse', 'Namespace.__init__.__globals__'),
+    ('timm_mobilenext.weights.convert', 'main')]
 ALLOWED = [
     ('argparse', 'Namespace'), ('collections', 'OrderedDict'), ('collections', 'Counter'), ('torch', 'Tensor'),
     ('torch', 'FloatTensor'), ('torch', 'FloatStorage'), ('torch', 'UntypedStorage'), ('torch.storage', 'TypedStorage'),
@@ -351,7 +354,7 @@ TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     'conjugate': lambda t: t.to(torch.complex64).conj(), 'negative': lambda t: torch._neg_view(t.float()),
 }
 KEYS = [
-    *NAMES, *(f'module.{name}' for name in NAMES[:3]), *sorted(_authors._SIGNS), 'features.1.conv.0.weight',
+    *NAMES, *(f'module.{name}' for name in NAMES[:3]), *sorted(authors._SIGNS), 'features.1.conv.0.weight',
     '_metadata', '_blocks.0._se_reduce.weight', '_fc.weight', '', '.', 'module.', 'epoch', 3, None, (1, 2), b'x', 2.5]
 plain = st.none() | st.booleans() | integers | floats() | texts
 nested = st.recursive(plain, lambda inner: st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple)
@@ -687,7 +690,6 @@ def launch(tmp_path, monkeypatch) -> Callable[[list[str]], tuple[object, str, st
     (tmp_path / 'junk').write_bytes(b'\xff no weights')
     (tmp_path / 'names').write_bytes(b'\xff')
     (tmp_path / 'folder' / 'models.json').write_text('{}')  # which `web` would serve
-    monkeypatch.setattr(autoload, '_site_packages', lambda: tmp_path / 'site')
     monkeypatch.setattr(web.http.server.ThreadingHTTPServer, 'serve_forever', lambda self: None)
     monkeypatch.setattr(doctor, 'report', lambda: 'report')  # takes seconds
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))

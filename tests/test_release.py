@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import timm_mobilenext
-from timm_mobilenext._authors import SOURCES
+from timm_mobilenext.weights.authors import SOURCES
 
 ROOT = Path(__file__).parent.parent
 VERSION = timm_mobilenext.__version__

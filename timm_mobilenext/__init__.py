@@ -4,7 +4,7 @@ The import brings neither timm nor PyTorch along: the models are registered when
 """
 from typing import TYPE_CHECKING, Any
 
-from timm_mobilenext import hook
+from timm_mobilenext.launch import hook
 
 __version__ = '0.1.0'
 

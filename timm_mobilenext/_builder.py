@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 
 from timm.models import _builder, get_pretrained_cfg, resolve_pretrained_cfg
 
-from timm_mobilenext import _layers, pretrained as places  # as modules, see mobilenext.py
-from timm_mobilenext._authors import SOURCES, Source
+from timm_mobilenext import _layers
+from timm_mobilenext.weights import download as places
+from timm_mobilenext.weights.authors import SOURCES, Source
 
 _logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """SSDLite on MobileNeXt: torchvision's detector on the feature maps that the authors chose.
 
 torchvision's ssdlite.py with another backbone: its `SSD`, `SSDLiteHead` and `DefaultBoxGenerator`, so its losses and
-its post-processing. The taps and the extra blocks are those of the authors' detector, which `_authors.py` names.
+its post-processing. The taps and the extra blocks are those of the authors' detector, which `authors.py` names.
 """
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -21,9 +21,10 @@ from torchvision.models.detection.ssdlite import SSDLiteHead, _normal_init
 from torchvision.models.feature_extraction import DualGraphModule
 from torchvision.ops import Conv2dNormActivation
 
-from timm_mobilenext import _authors, _layers
+from timm_mobilenext import _layers
+from timm_mobilenext.weights import authors
 from timm_mobilenext.mobilenext import MobileNeXt
-from timm_mobilenext.pretrained import read
+from timm_mobilenext.weights.download import read
 
 # The authors' extra blocks: output channels, ratio of the bottleneck to the input channels
 _EXTRA = ((512, 0.2), (256, 0.25), (256, 0.5), (128, 0.5))
@@ -161,7 +162,7 @@ def ssdlite320(
     extra: dict[str, Any] = {}
     if weights_backbone is not None:
         weights = weights_backbone if isinstance(weights_backbone, Mapping) else read(weights_backbone)
-        network, extra = _authors.split_ssdlite(_layers.weights(dict(weights)))
+        network, extra = authors.split_ssdlite(_layers.weights(dict(weights)))
         arguments['pretrained_cfg_overlay'] = dict(state_dict=network)
     model: Any = timm.create_model(
         backbone, pretrained=pretrained_backbone or weights_backbone is not None, num_classes=0, **arguments)

@@ -11,8 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mobilenext import __version__
-from timm_mobilenext._authors import CLAIMS, Claim
-from timm_mobilenext.pretrained import locate
+from timm_mobilenext.weights.authors import CLAIMS, Claim
+from timm_mobilenext.weights.download import locate
 
 _NETWORK_SECONDS = 4.
 

@@ -4,8 +4,9 @@ Paper: `Rethinking Bottleneck Structure for Efficient Mobile Network Design` (EC
 https://arxiv.org/abs/2007.02269
 
 Numerically equal to the authors' code, https://github.com/zhoudaquan/rethinking_bottleneck_design, below cited as
-`mnext.py`, the ReLU6 family, and `model.py`, the SiLU and squeeze-excite family (_authors.py has commit and paths).
-No code of theirs is kept. docs/models.md lists what differs from the paper and from the authors' code, and why.
+`mnext.py`, the ReLU6 family, and `model.py`, the SiLU and squeeze-excite family (commit and paths are in
+weights/authors.py). No code of theirs is kept. docs/models.md lists what differs from the paper and from the authors'
+code, and why.
 """
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ from timm.models._registry import generate_default_cfgs, register_model
 
 # As modules, for names that are looked up when they are called: whichever room of the package is imported first is
 # half-way when its own import of timm registers the models. Where this file lies in timm `_builder` is timm's.
-from . import _authors, _builder, _layers
+from timm_mobilenext import _builder, _layers
+from timm_mobilenext.weights import authors
 
 __all__ = ['MobileNeXt', 'SandGlass']
 
@@ -572,7 +574,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MobileNeXt) -> dict[
         RuntimeError: If keys or shapes are not the model's, but for what timm adapts, the classifier and the input
             channels, or if the weights are of a network that pads in another way.
     """
-    state_dict = _authors.from_official(_layers.weights(state_dict), model)
+    state_dict = authors.from_official(_layers.weights(state_dict), model)
     _layers.check_fit(state_dict, model, first_conv='stem.conv', classifier='classifier')
     return state_dict
 
@@ -591,7 +593,7 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
 
 
 # The file name keeps timm from taking a pickle. Architectures without weights get the tag `untrained`, see _entrypoint.
-_in1k_cfg = partial(_cfg, hf_hub_filename='model.safetensors', license=_authors.LICENSE)
+_in1k_cfg = partial(_cfg, hf_hub_filename='model.safetensors', license=authors.LICENSE)
 default_cfgs = generate_default_cfgs({
     'mobilenext_100.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_100.in1k'),
     'mobilenext_100_id050.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_100_id050.in1k'),

@@ -23,10 +23,10 @@ from safetensors import safe_open
 from timm.models._hub import hf_split
 
 from timm_mobilenext import __version__
-from timm_mobilenext._authors import SOURCES
-from timm_mobilenext.convert import clear_errors, convert
-from timm_mobilenext.pretrained import WEIGHTS_NAME
-from timm_mobilenext.publish import publish, push
+from timm_mobilenext.weights.authors import SOURCES
+from timm_mobilenext.weights.convert import clear_errors, convert
+from timm_mobilenext.weights.download import WEIGHTS_NAME
+from timm_mobilenext.weights.publish import publish, push
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / 'timm_mobilenext' / 'mobilenext.py'

@@ -11,7 +11,7 @@ from pathlib import Path
 import timm
 
 from timm_mobilenext import mobilenext
-from timm_mobilenext._authors import CLAIMS, SOURCES, Claim
+from timm_mobilenext.weights.authors import CLAIMS, SOURCES, Claim
 from timm_mobilenext.doctor import count
 
 ROOT = Path(__file__).parent.parent

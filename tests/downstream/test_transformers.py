@@ -8,7 +8,7 @@ from networks import SMALL
 from PIL import Image
 
 import timm_mobilenext  # noqa: F401 - registers the models
-from timm_mobilenext.convert import convert
+from timm_mobilenext.weights.convert import convert
 
 transformers = pytest.importorskip('transformers', reason="the extra 'transformers' is not installed")
 

@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from timm.models._hub import hf_split
 
-from timm_mobilenext._authors import SOURCES, Source
+from timm_mobilenext.weights.authors import SOURCES, Source
 
 _logger = logging.getLogger(__name__)
 

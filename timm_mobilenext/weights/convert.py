@@ -10,26 +10,22 @@ import contextlib
 import json
 import math
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub.errors import HTTPError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.models import split_model_name_tag
-from timm.utils import ParseKwargs
 
 from timm_mobilenext import __version__
-from timm_mobilenext._authors import LICENSE, SOURCES, Source
+from timm_mobilenext.cli import ModelKwargs, clear_errors, new_folder, read_label_names
+from timm_mobilenext.weights.authors import LICENSE, SOURCES, Source
 from timm_mobilenext.mobilenext import MobileNeXt, checkpoint_filter_fn
-from timm_mobilenext.pretrained import WEIGHTS_NAME, fetch, git_blob_id, read
+from timm_mobilenext.weights.download import WEIGHTS_NAME, fetch, git_blob_id, read
 
 
 @dataclass
@@ -230,25 +226,6 @@ def save(converted: Converted, folder: Path, label_names: list[str] | None = Non
         raise RuntimeError(f'timm does not read the weights back that were written to {folder}. Please report this.')
 
 
-@contextlib.contextmanager
-def new_folder(output: str | Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes `output` in the end, or nothing if it was not filled without an error.
-
-    Raises:
-        FileExistsError: If there is something at `output` already.
-    """
-    output = Path(output)
-    if output.exists():
-        raise FileExistsError(f'{output} exists: expected a new folder. Remove it, or give another with --output.')
-    existing = next(parent for parent in output.absolute().parents if parent.exists())
-    with tempfile.TemporaryDirectory(prefix='.timm-mobilenext-', dir=existing) as work:
-        folder = Path(work) / output.name
-        folder.mkdir()
-        yield folder
-        output.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(folder, output)
-
-
 def convert(
         architecture: str,
         checkpoint: str | Path | None = None,
@@ -278,18 +255,6 @@ def convert(
     return output
 
 
-class ModelKwargs(ParseKwargs):
-    """timm's parser of KEY=VALUE, with an error that says so of what is none."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any) -> None:
-        """Set the option to a dict of the values."""
-        try:
-            super().__call__(parser, namespace, values, *args)
-        except (MemoryError, RecursionError, TypeError, ValueError):
-            said = ' '.join(values)[:80]
-            parser.error(f'{self.option_strings[0]} {said}: expected KEY=VALUE, width_mult=1.1 for one.')
-
-
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Return a command line parser with the arguments of all conversions.
 
@@ -313,28 +278,11 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def read_label_names(path: str | None) -> list[str] | None:
-    """Return the names of the classes of a text file, one a line; None for no file."""
-    lines = Path(path).read_text(encoding='utf-8').split('\n') if path else []
-    return [line.strip() for line in lines if line.strip()] or None
-
-
 def arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the parser of all conversions read, as the arguments of `convert`."""
     return dict(
         architecture=args.architecture, checkpoint=args.checkpoint, output=args.output, model_kwargs=args.model_kwargs,
         license=args.license, cache_dir=args.cache_dir, label_names=read_label_names(args.label_names))
-
-
-@contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
-    """End a command with the message of what went wrong in the place of a traceback."""
-    try:
-        yield
-    except (ImportError, OSError, RuntimeError, ValueError, HTTPError) as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('error: interrupted')
 
 
 def main(argv: list[str]) -> int:

@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform
 
-from timm_mobilenext import runtimes, web
+from timm_mobilenext.deploy import runtimes, web
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 CHROMIUM, DRIVER = (
     shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver'))
 SIZE = 64  # pixels
@@ -45,7 +45,7 @@ def npm() -> Path:
     """The folder of npm's packages."""
     folder = Path(os.environ.get('NODE_MODULES', ROOT / 'node_modules')).absolute()
     if not (folder / 'onnxruntime-web').is_dir() and 'CI' not in os.environ:
-        pytest.skip(f'npm has not installed the packages of timm_mobilenext/web/package.json in {folder}')
+        pytest.skip(f'npm has not installed the packages of tests/deploy/web/package.json in {folder}')
     return folder
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import timm_mobilenext
-from timm_mobilenext import hook, mobilenext
+from timm_mobilenext import mobilenext
+from timm_mobilenext.launch import hook
 
 # imports the package, and lets no warning and no line of a log pass unseen
 IMPORT = """
@@ -48,7 +49,7 @@ def test_import_before_timm():
     printed = run_python(f"""
 import sys, typing
 {IMPORT}
-assert new == {{'timm_mobilenext', 'timm_mobilenext.hook'}}, new
+assert new == {{'timm_mobilenext', 'timm_mobilenext.launch.hook'}}, new
 assert not hasattr(timm_mobilenext, 'mobilenet') and 'timm' not in sys.modules
 logging.disable()  # packages that PyTorch imports where they are installed, as pydot, write to the log
 from timm_mobilenext import mobilenext_035

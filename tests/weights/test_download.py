@@ -18,9 +18,9 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError, \
     RepositoryNotFoundError, RevisionNotFoundError
 
-from timm_mobilenext import pretrained
-from timm_mobilenext._authors import SOURCES
-from timm_mobilenext.pretrained import fetch, read
+from timm_mobilenext.weights import download
+from timm_mobilenext.weights.authors import SOURCES
+from timm_mobilenext.weights.download import fetch, read
 
 
 @pytest.mark.parametrize(('content', 'blob'), [
@@ -30,19 +30,19 @@ def test_git_blob_id(content, blob, tmp_path):
     """The id of a file is that which `git hash-object` prints."""
     path = tmp_path / 'file'
     path.write_bytes(content)
-    assert pretrained.git_blob_id(path) == blob
+    assert download.git_blob_id(path) == blob
 
 
 def test_places_of_files(monkeypatch):
     """An authors' file lies in the folder that the user gives or in torch.hub's; a mirror's name is in the Hub's id."""
     source = SOURCES['mobilenext_100']
-    assert pretrained.cached_file(source, '~/mine') == Path.home() / 'mine' / source.name
-    assert pretrained.cached_file(source) == Path(torch.hub.get_dir()) / 'checkpoints' / source.name
+    assert download.cached_file(source, '~/mine') == Path.home() / 'mine' / source.name
+    assert download.cached_file(source) == Path(torch.hub.get_dir()) / 'checkpoints' / source.name
     monkeypatch.delenv('TIMM_MOBILENEXT_HUB_OWNER', raising=False)
-    ids = [pretrained.hub_id(name) for name in ('mobilenext_100', 'mobilenext_035', 'no_such_network')]
+    ids = [download.hub_id(name) for name in ('mobilenext_100', 'mobilenext_035', 'no_such_network')]
     assert ids == ['timm-mobilenext/mobilenext_100.in1k', None, None]
     monkeypatch.setenv('TIMM_MOBILENEXT_HUB_OWNER', 'mirror')
-    assert pretrained.hub_id('mobilenext_100') == 'mirror/mobilenext_100.in1k'
+    assert download.hub_id('mobilenext_100') == 'mirror/mobilenext_100.in1k'
 
 
 def test_revision_in_the_cache(tmp_path):
@@ -52,8 +52,8 @@ def test_revision_in_the_cache(tmp_path):
     (tmp_path / 'models--me--mine' / 'refs' / 'v2').write_text('abc')
     weights.parent.mkdir(parents=True)
     weights.touch()
-    assert pretrained.hub_cache('me/mine@v2', tmp_path) == weights
-    assert pretrained.hub_cache('me/mine', tmp_path) is pretrained.hub_cache('me/mine@v1', tmp_path) is None
+    assert download.hub_cache('me/mine@v2', tmp_path) == weights
+    assert download.hub_cache('me/mine', tmp_path) is download.hub_cache('me/mine@v1', tmp_path) is None
 
 
 @pytest.mark.parametrize(('proxies', 'addresses'), [
@@ -72,7 +72,7 @@ def test_whom_a_connection_is_to(proxies, addresses, monkeypatch):
     called = []
     monkeypatch.setattr(socket, 'create_connection', lambda address, timeout: called.append(address) or mock.Mock())
     urls = ['https://a.invalid/x', 'http://b.invalid', 'http://c.invalid:81/x/y']
-    assert pretrained.answering(urls) == {*urls}
+    assert download.answering(urls) == {*urls}
     assert sorted(called) == sorted(addresses)
 
 
@@ -80,7 +80,7 @@ def test_refused_connection(monkeypatch):
     """A server that is not there is no answer, and nothing is printed."""
     failures: list[object] = []
     monkeypatch.setattr(threading, 'excepthook', failures.append)
-    assert pretrained.answering(['http://127.0.0.1:1']) == set()
+    assert download.answering(['http://127.0.0.1:1']) == set()
     assert failures == []
 
 
@@ -93,10 +93,10 @@ def test_name_server_that_never_answers(monkeypatch):
         ended.append(address)
         raise OSError
 
-    monkeypatch.setattr(pretrained, 'CONNECT_SECONDS', 0.1)
+    monkeypatch.setattr(download, 'CONNECT_SECONDS', 0.1)
     monkeypatch.setattr(socket, 'create_connection', look_up)
     try:
-        assert pretrained.answering(['http://nobody.invalid']) == set()
+        assert download.answering(['http://nobody.invalid']) == set()
         assert ended == []
         assert [thread.daemon for thread in threading.enumerate() if thread not in before] == [True]
     finally:
@@ -115,9 +115,9 @@ def http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
 def test_out_of_reach(error, is_out_of_reach, monkeypatch):
     """The Hub is out of reach where it is down, silent or lacks the repository; refusals and offline mode stand."""
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    assert pretrained.is_out_of_reach(error) == is_out_of_reach
+    assert download.is_out_of_reach(error) == is_out_of_reach
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    assert not pretrained.is_out_of_reach(error)
+    assert not download.is_out_of_reach(error)
 
 
 @pytest.mark.parametrize('failures', [2, 3])
@@ -134,7 +134,7 @@ def test_broken_connections(error, failures, tmp_path, known_files, monkeypatch)
         shutil.copy(known_files['mobilenext_100'], path)
 
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(pretrained, 'answering', set)
+    monkeypatch.setattr(download, 'answering', set)
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
     if failures == 2:
         assert fetch(source, tmp_path / 'cache') == tmp_path / 'cache' / source.name
@@ -148,8 +148,8 @@ def test_broken_connections(error, failures, tmp_path, known_files, monkeypatch)
 def test_proxy(server, client, black_hole):
     """Where there is a proxy to the servers it is the proxy that has to take the connection."""
     answers = (
-        'from timm_mobilenext import pretrained; pretrained.CONNECT_SECONDS = 0.5\n'
-        'print(pretrained.answering(["http://nobody.invalid"]))')
+        'from timm_mobilenext.weights import download; download.CONNECT_SECONDS = 0.5\n'
+        'print(download.answering(["http://nobody.invalid"]))')
     for proxy, answer in ((server.url, "{'http://nobody.invalid'}"), (black_hole, 'set()')):
         assert client.run(answers, http_proxy=proxy) == answer
     assert client.run(answers, http_proxy=server.url, no_proxy='nobody.invalid') == 'set()'
@@ -251,18 +251,18 @@ def test_cached_file_is_verified(tmp_path, known_files, monkeypatch, caplog):
     """A file in the cache is taken if it is whole, else downloaded again, which offline or unconnected is an error."""
     source, calls, theirs = SOURCES['mobilenext_100'], [], known_files['mobilenext_100']
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(pretrained, 'answering', set)
+    monkeypatch.setattr(download, 'answering', set)
     monkeypatch.setattr(
         torch.hub, 'download_url_to_file', lambda url, path: calls.append(url) or shutil.copy(theirs, path))
     path = fetch(source, tmp_path)
     assert fetch(source, tmp_path) == path
     assert (len(calls), caplog.text) == (1, '')
     os.truncate(path, 1000)
-    assert pretrained.git_blob_id(fetch(source, tmp_path)) == source.blob
+    assert download.git_blob_id(fetch(source, tmp_path)) == source.blob
     assert len(calls) == 2
     assert f'{path} is damaged, its git blob id is not {source.blob}. Downloading it again.' in caplog.text
     path.unlink()
-    monkeypatch.setattr(pretrained, 'answering', lambda urls: set())
+    monkeypatch.setattr(download, 'answering', lambda urls: set())
     with pytest.raises(ConnectionError, match='is not in the cache, and there is no connection to its server'):
         fetch(source, tmp_path)
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
@@ -285,13 +285,13 @@ def test_locate(of_hub, of_authors, place, tmp_path, monkeypatch):
     """Weights that are in no cache are where the first server that has them is; one that refuses them is the last."""
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(pretrained, 'hub_cache', lambda repo: None)
+    monkeypatch.setattr(download, 'hub_cache', lambda repo: None)
     monkeypatch.setattr('huggingface_hub.get_hf_file_metadata', mock.Mock(side_effect=of_hub))
     monkeypatch.setattr('urllib.request.urlopen', mock.MagicMock(side_effect=of_authors))
-    assert pretrained.locate('mobilenext_100', 1) == place
-    assert pretrained.locate('mobilenext_035', 1) == 'none'
+    assert download.locate('mobilenext_100', 1) == place
+    assert download.locate('mobilenext_035', 1) == 'none'
     monkeypatch.setenv('TIMM_MOBILENEXT_HUB_OWNER', 'mirror')  # who has no files of the authors
-    assert "authors' file" not in pretrained.locate('mobilenext_100', 1)
+    assert "authors' file" not in download.locate('mobilenext_100', 1)
 
 
 def test_locate_in_caches(tmp_path, known_files, monkeypatch):
@@ -299,17 +299,17 @@ def test_locate_in_caches(tmp_path, known_files, monkeypatch):
     source = SOURCES['mobilenext_100']
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    monkeypatch.setattr(pretrained, 'hub_cache', lambda repo: None)
-    assert pretrained.locate('mobilenext_100', 1) == 'not cached, and HF_HUB_OFFLINE is set'
-    path = pretrained.cached_file(source)
+    monkeypatch.setattr(download, 'hub_cache', lambda repo: None)
+    assert download.locate('mobilenext_100', 1) == 'not cached, and HF_HUB_OFFLINE is set'
+    path = download.cached_file(source)
     path.parent.mkdir()
     shutil.copy(known_files['mobilenext_100'], path)
-    assert pretrained.locate('mobilenext_100', 1) == f"cached, authors' file ({source.name})"
+    assert download.locate('mobilenext_100', 1) == f"cached, authors' file ({source.name})"
     os.truncate(path, 1000)
-    assert pretrained.locate('mobilenext_100', 1) == (
+    assert download.locate('mobilenext_100', 1) == (
         f"cached, authors' file ({source.name}, damaged: will be downloaded again)")
-    monkeypatch.setattr(pretrained, 'hub_cache', lambda repo: tmp_path)
-    assert pretrained.locate('mobilenext_100', 1) == 'cached, from the Hub (timm-mobilenext/mobilenext_100.in1k)'
+    monkeypatch.setattr(download, 'hub_cache', lambda repo: tmp_path)
+    assert download.locate('mobilenext_100', 1) == 'cached, from the Hub (timm-mobilenext/mobilenext_100.in1k)'
 
 
 def code_that_makes(folder: Path) -> bytes:

@@ -9,7 +9,7 @@ import torch
 from networks import ARCHITECTURES, FAMILIES, OFFICIAL_NAME, SMALL
 from pages import DOCS
 
-from timm_mobilenext._authors import CLAIMS, SOURCES, split_ssdlite
+from timm_mobilenext.weights.authors import CLAIMS, SOURCES, split_ssdlite
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
 
 

@@ -26,17 +26,16 @@ from typing import Any, ClassVar
 
 from timm.data import resolve_data_config
 
-from timm_mobilenext._authors import LICENSE
-from timm_mobilenext.convert import clear_errors, new_folder, read_label_names
+from timm_mobilenext.weights.authors import LICENSE
+from timm_mobilenext.cli import clear_errors, new_folder, read_label_names
 from timm_mobilenext.doctor import count
-from timm_mobilenext.export import chosen, load, options_of_images, write
-from timm_mobilenext.publish import LICENSE_TEXT
-from timm_mobilenext.runtimes import RUNTIMES
+from timm_mobilenext.deploy.export import chosen, load, options_of_images, write
+from timm_mobilenext.weights.publish import LICENSE_TEXT
+from timm_mobilenext.deploy.runtimes import RUNTIMES
 
-HERE = Path(__file__).parent
-PAGE = HERE / 'page'
+PAGE = Path(__file__).parent / 'page'
 PACKAGE = 'onnxruntime-web'
-VERSION = json.loads((HERE / 'package.json').read_text())['dependencies'][PACKAGE]
+VERSION = '1.30.0'
 LOADERS = ('ort.wasm.min.mjs', 'ort-wasm-simd-threaded.mjs')
 BINARY = 'ort-wasm-simd-threaded.wasm'
 PRECISIONS = {
@@ -108,8 +107,7 @@ def find_runtime(given: str | Path | None = None) -> Path:
     """Return the folder of onnxruntime-web's files, of the version that the page was made for.
 
     Args:
-        given: The folder of the npm package. None for the nearest `node_modules` from here upwards, then that beside
-            this package.
+        given: The folder of the npm package. None for the nearest `node_modules` from here upwards.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -117,7 +115,7 @@ def find_runtime(given: str | Path | None = None) -> Path:
     """
     here = Path.cwd()
     folders = [Path(given)] if given else [
-        parent / 'node_modules' / PACKAGE for parent in (here, *here.parents, HERE)]
+        parent / 'node_modules' / PACKAGE for parent in (here, *here.parents)]
     found = next((folder for folder in folders if (folder / 'package.json').is_file()), None)
     remedy = f'npm install {PACKAGE}@{VERSION}'
     if found is None:
@@ -248,7 +246,7 @@ def _write_page(site: dict[str, Any], folder: Path) -> None:
     (folder / PACKAGE / 'LICENSE').write_text(_MIT)
     licences = {model.get('license') for model in site['models']}
     if LICENSE in licences:
-        shutil.copyfile(LICENSE_TEXT, folder / LICENSE_TEXT.name)
+        shutil.copyfile(LICENSE_TEXT, folder / 'LICENSE.weights')
     rows = [
         f'| {model["name"]} | {model["params"] / 1e6:.2f} M | {model["madds"] / 1e6:.0f} M at '
         f'{" x ".join(map(str, model["input_size"][1:]))} px | {model["file"]["bytes"] / 1e6:.1f} MB | '

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
 import timm_mobilenext
-from timm_mobilenext._authors import SOURCES
-from timm_mobilenext.convert import clear_errors, convert, load, main, read_label_names
+from timm_mobilenext.weights.authors import SOURCES
+from timm_mobilenext.weights.convert import clear_errors, convert, load, main, read_label_names
 
 SMALL = 'mobilenext_035'
 
@@ -58,7 +58,7 @@ def test_authors_files(name, tmp_path, known_files):
 
 def test_command_downloads(server, client):
     """`python -m timm_mobilenext convert NAME` downloads the authors' file, and says how to load the folder."""
-    out = client.run("from timm_mobilenext.convert import main; main(['mobilenext_100.in1k'])")
+    out = client.run("from timm_mobilenext.weights.convert import main; main(['mobilenext_100.in1k'])")
     assert out.startswith("mobilenext_100.in1k: timm.create_model('local-dir:mobilenext_100.in1k', pretrained=True)")
     assert (client.folder / 'mobilenext_100.in1k' / 'model.safetensors').exists()
     assert server.log == ['GET /files/mobilenext_100/model_best.pth.tar']
@@ -188,7 +188,7 @@ def test_errors(args, message, tuned, tmp_path, monkeypatch):
 
 def test_weights_that_do_not_come_back(tuned, tmp_path, monkeypatch):
     """Weights that timm does not read back as they were written are an error, and leave no folder."""
-    from timm_mobilenext import convert as module
+    from timm_mobilenext.weights import convert as module
 
     save_file = module.save_file
     monkeypatch.setattr(module, 'save_file', lambda state, *args, **kwargs: save_file(
@@ -211,7 +211,7 @@ def test_one_line(error, said):
 def test_wrong_blob_leaves_nothing(server, client):
     """A download that is not the authors' file ends the command, and neither folder nor download stay."""
     server.faults['files'] = 'cut'
-    error = client.fail("__import__('timm_mobilenext.convert').convert.main(['mobilenext_100', '-o', 'out'])")
+    error = client.fail("__import__('timm_mobilenext.weights.convert').convert.main(['mobilenext_100', '-o', 'out'])")
     assert error.startswith('SystemExit: error: ')
     assert 'cut short or changed' in error
     assert [file.name for file in client.folder.iterdir() if not file.name.startswith('run')] == ['torch']

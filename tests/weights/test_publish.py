@@ -12,13 +12,13 @@ from huggingface_hub import ModelCard
 from networks import needs_exporter
 from PIL import Image
 
-from timm_mobilenext._authors import SOURCES
-from timm_mobilenext.convert import load
-from timm_mobilenext.export import Exported
-from timm_mobilenext.publish import card, main, publish
+from timm_mobilenext.weights.authors import SOURCES
+from timm_mobilenext.weights.convert import load
+from timm_mobilenext.deploy.export import Exported
+from timm_mobilenext.weights.publish import card, main, publish
 
 SMALL = 'mobilenext_035'
-PUBLISH = 'from timm_mobilenext.publish import main\nassert main({}) == 0'
+PUBLISH = 'from timm_mobilenext.weights.publish import main\nassert main({}) == 0'
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_other_weights_are_kept(server, client, published, checkpoint):
     before = (server.hub / 'me' / 'mine' / 'model.safetensors').read_bytes()
     torch.save({k: v + 1 for k, v in torch.load(checkpoint, weights_only=True).items()}, checkpoint)
     shutil.rmtree(client.folder / 'mine')
-    error = client.fail(f"__import__('timm_mobilenext.publish').publish.main({published})")
+    error = client.fail(f"__import__('timm_mobilenext.weights.publish').publish.main({published})")
     assert 'SystemExit: error: me/mine has other weights than mine, nothing was uploaded.' in error
     assert '--overwrite' in error
     assert (server.hub / 'me' / 'mine' / 'model.safetensors').read_bytes() == before
@@ -157,7 +157,7 @@ assert official.golden_error(model(official.images()).logits, 'mnext_100/div1/fl
 def test_licence_is_asked_for(server, client, checkpoint):
     """Weights of an unknown licence are not pushed, nor is a folder of them made; without --push the card has none."""
     args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine']
-    error = client.fail(f"__import__('timm_mobilenext.publish').publish.main({[*args, '--push']})")
+    error = client.fail(f"__import__('timm_mobilenext.weights.publish').publish.main({[*args, '--push']})")
     assert error.startswith(f'SystemExit: error: Under which licence are the weights of {checkpoint}?')
     assert '--license' in error
     assert server.log == []
@@ -236,7 +236,7 @@ def test_hub_refuses(server, client, checkpoint):
     """A Hub that does not answer ends the command with its message; the folder is there to be pushed later."""
     server.server_close()
     args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push']
-    error = client.fail(f"__import__('timm_mobilenext.publish').publish.main({args})")
+    error = client.fail(f"__import__('timm_mobilenext.weights.publish').publish.main({args})")
     assert re.search(r'SystemExit: error: .*(refused|10061).*\nmine was not uploaded to me/mine\.', error)
     assert '`hf upload me/mine mine`' in error
     assert (client.folder / 'mine' / 'model.safetensors').exists()

@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EPOCHS, UPDATES = 3, 44  # updates an epoch: 1437 images in batches of 32
 RECIPE = """
 opt: adamw

@@ -19,9 +19,9 @@ from networks import SHORT, SMALL, need, needs_exporter
 from PIL import Image
 from torch.optim.swa_utils import update_bn
 
-from timm_mobilenext import export, runtimes
-from timm_mobilenext.convert import Converted
-from timm_mobilenext.runtimes import RUNTIMES
+from timm_mobilenext.deploy import export, runtimes
+from timm_mobilenext.weights.convert import Converted
+from timm_mobilenext.deploy.runtimes import RUNTIMES
 
 INT8 = [runtime.name for runtime in RUNTIMES.values() if runtime.int8_modules is not None]
 
@@ -89,7 +89,7 @@ def test_sources(untrained, tmp_path, server, client):
     expected = timm.create_model(f'local-dir:{untrained}', pretrained=True).eval()(torch.from_numpy(x)).detach().numpy()
     (server.hub / 'me').mkdir(parents=True, exist_ok=True)
     (server.hub / 'me' / 'mine').symlink_to(untrained)
-    client.run(f"__import__('timm_mobilenext.export').export.main(['hf-hub:me/mine', '--format', 'torchscript', "
+    client.run(f"__import__('timm_mobilenext.deploy.export').export.main(['hf-hub:me/mine', '--format', 'torchscript', "
                f"'--output', '{tmp_path / 'repository'}'])")
     for source, folder in ((untrained, 'folder'), (f'local-dir:{untrained}', 'named')):
         export.export(source, ['torchscript'], tmp_path / folder)
@@ -106,7 +106,7 @@ def test_sources(untrained, tmp_path, server, client):
 @needs_exporter
 def test_pretrained_name(client, on_hub):
     """A model name is exported with its pretrained weights, and ImageNet's classes by name."""
-    client.run("__import__('timm_mobilenext.export').export.main("
+    client.run("__import__('timm_mobilenext.deploy.export').export.main("
                "['mobilenext_100', '--format', 'torchscript', '--img-size', '64', '--output', 'out', '--keep'])")
     about = json.loads((client.folder / 'out' / 'model.json').read_text())
     assert about['license'] == 'bsd-3-clause-clear'
@@ -245,7 +245,7 @@ def test_publish_adds_files(trained, digits, tmp_path, server, client):
     need('onnx', int8=True)
     args = ['mobilenext_100', str(trained), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push',
             '--formats', 'onnx', '--weights', 'int8', 'fp16', '--int8', '--calibration', str(digits / 'validation')]
-    client.run(f"__import__('timm_mobilenext.publish').publish.main({args})")
+    client.run(f"__import__('timm_mobilenext.weights.publish').publish.main({args})")
     files = {path.name: path.stat().st_size for path in (server.hub / 'me' / 'mine').iterdir()}
     assert {'model.onnx', 'model.int8.onnx', 'model.weights_int8.onnx', 'model.weights_fp16.onnx', 'model.json'} <= set(
         files)

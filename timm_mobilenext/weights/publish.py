@@ -20,13 +20,14 @@ from timm.models import split_model_name_tag
 from timm.models._hub import hf_split
 
 from timm_mobilenext import __version__
-from timm_mobilenext._authors import LICENSE, SOURCES
-from timm_mobilenext.convert import Converted, arguments, clear_errors, load, new_folder, parser, save
+from timm_mobilenext.cli import clear_errors, new_folder
+from timm_mobilenext.weights.authors import LICENSE, SOURCES
+from timm_mobilenext.weights.convert import Converted, arguments, load, parser, save
 from timm_mobilenext.doctor import count
-from timm_mobilenext.export import Exported, chosen, options, write
-from timm_mobilenext.pretrained import WEIGHTS_NAME, hub_id
+from timm_mobilenext.deploy.export import Exported, chosen, options, write
+from timm_mobilenext.weights.download import WEIGHTS_NAME, hub_id
 
-LICENSE_TEXT = Path(__file__).with_name('LICENSE.weights')
+LICENSE_TEXT = Path(__file__).with_name('LICENSE')
 
 _USAGE = """## Usage
 
@@ -96,7 +97,7 @@ and what the classes are.
 ```python
 import numpy as np
 from huggingface_hub import hf_hub_download
-from timm_mobilenext.runtimes import load  # or the runtime itself
+from timm_mobilenext.deploy.runtimes import load  # or the runtime itself
 
 run = load(hf_hub_download('{repo_id}', '{first}'))
 logits = run(np.zeros({shape}, np.float32))

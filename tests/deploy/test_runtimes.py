@@ -14,10 +14,10 @@ import timm
 import torch
 from networks import ARCHITECTURES, OFFICIAL_NAME, need, needs_exporter
 
-from timm_mobilenext import export, runtimes
-from timm_mobilenext.export import Exported
+from timm_mobilenext.deploy import export, runtimes
+from timm_mobilenext.deploy.export import Exported
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
-from timm_mobilenext.runtimes import RUNTIMES
+from timm_mobilenext.deploy.runtimes import RUNTIMES
 
 
 def graph(path: Path) -> dict[str, int]:
@@ -173,7 +173,7 @@ def test_threads(runtime, trained, tmp_path):
         code = f"""
 import os
 import numpy as np
-from timm_mobilenext import runtimes
+from timm_mobilenext.deploy import runtimes
 before = len(os.listdir('/proc/self/task'))
 run = runtimes.load({str(row.path)!r}, threads={threads})
 run(np.zeros((1, 1, 32, 32), np.float32))

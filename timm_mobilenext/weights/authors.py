@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.nn as nn
 
-LICENSE = 'bsd-3-clause-clear'  # of the weights; the text is in LICENSE.weights
+LICENSE = 'bsd-3-clause-clear'  # of the weights; the text is in the file LICENSE
 COMMIT = '195ee737952e2f8d729a14b51651748caf35794c'
 _TREE = f'https://github.com/zhoudaquan/rethinking_bottleneck_design/raw/{COMMIT}'
 

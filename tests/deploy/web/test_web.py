@@ -16,8 +16,8 @@ import timm
 import yaml
 from pages import DOCS, commands
 
-from timm_mobilenext import web
-from timm_mobilenext._authors import LICENSE
+from timm_mobilenext.deploy import web
+from timm_mobilenext.weights.authors import LICENSE
 
 pytestmark = pytest.mark.usefixtures('exporter')
 PAGE = ('index.html', 'style.css', 'app.js', 'camera.js', 'download.js', 'formats.js', 'preprocess.js', 'worker.js')
@@ -124,7 +124,7 @@ def test_headers(sites):
 def test_pretrained_name(client, on_hub, runtime):
     """A model name becomes a site of its pretrained weights, at most 4 MB, with ImageNet's classes and the licence."""
     said = client.run(
-        "__import__('timm_mobilenext.web').web.main(['mobilenext_100', '--img-size', '64', '--keep', "
+        "__import__('timm_mobilenext.deploy.web').web.main(['mobilenext_100', '--img-size', '64', '--keep', "
         f"'--output', 'site', '--runtime', {str(runtime)!r}])")
     site = client.folder / 'site'
     about = json.loads((site / 'models.json').read_text())

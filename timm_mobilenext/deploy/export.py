@@ -26,9 +26,10 @@ from timm.models import parse_model_name
 from tqdm import tqdm
 
 from timm_mobilenext import __version__
-from timm_mobilenext.convert import Converted, ModelKwargs, clear_errors, new_folder, read_label_names, save
-from timm_mobilenext.convert import load as load_checkpoint
-from timm_mobilenext.runtimes import RUNTIMES, Run, Runtime
+from timm_mobilenext.cli import ModelKwargs, clear_errors, new_folder, read_label_names
+from timm_mobilenext.weights.convert import Converted, save
+from timm_mobilenext.weights.convert import load as load_checkpoint
+from timm_mobilenext.deploy.runtimes import RUNTIMES, Run, Runtime
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 # precision -> largest difference of a logit to PyTorch's, over the standard deviation of all logits. A file that

@@ -16,7 +16,7 @@ import timm
 import torch
 from pages import DOCS, commands
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEXT = (DOCS / 'training.md').read_text()
 SCRIPTS = 'pytorch-image-models'
 # what makes the commands short enough for a test, behind the options that they have

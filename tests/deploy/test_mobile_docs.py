@@ -13,7 +13,7 @@ from networks import need, needs_exporter
 from pages import DOCS, commands
 from PIL import Image
 
-from timm_mobilenext import runtimes
+from timm_mobilenext.deploy import runtimes
 
 TEXT = (DOCS / 'mobile.md').read_text()
 PREPARE, _, DEVICES = TEXT.partition('## Prepare an image')[2].partition('## Load and run')

@@ -1,0 +1,79 @@
+"""What the commands share: their parser, their errors and the folder they write."""
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HTTPError
+from timm.utils import ParseKwargs
+
+SOURCES = 'model name with weights, checkpoint, converted folder or hf-hub:OWNER/NAME'
+
+
+class ModelKwargs(ParseKwargs):
+    """timm's parser of KEY=VALUE, with an error that names what it cannot read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any) -> None:
+        """Set the option to a dict of the values."""
+        try:
+            super().__call__(parser, namespace, values, *args)
+        except (TypeError, ValueError):
+            parser.error(f'{self.option_strings[0]} {" ".join(values)}: expected KEY=VALUE, e.g. width_mult=1.1.')
+
+
+def parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a command with the options that all commands on models have.
+
+    Args:
+        command: Name of the command.
+        description: What it does.
+    """
+    parser = argparse.ArgumentParser(
+        f'python -m timm_mobilenext {command}', description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', metavar='NAME', help='architecture of a checkpoint that does not name its own')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ModelKwargs, metavar='KEY=VALUE',
+                        help='arguments of the model, such as width_mult=1.1')
+    parser.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one per line')
+    parser.add_argument('--output', '-o', required=True, metavar='DIR', help='new folder for the result')
+    return parser
+
+
+def read_label_names(path: str | None) -> list[str] | None:
+    """Return the names of the classes of a text file, one per line; None for no file."""
+    lines = Path(path).read_text(encoding='utf-8').split('\n') if path else []
+    return [line.strip() for line in lines if line.strip()] or None
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """End a command with one message instead of a traceback."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError, ValueError, HTTPError) as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('error: interrupted')
+
+
+@contextlib.contextmanager
+def new_folder(output: str | Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes `output` at the end, or nothing if an error occurred while it was filled.
+
+    Raises:
+        FileExistsError: If there is something at `output` already.
+    """
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f'{output} exists already. Give the name of a new folder (--output).')
+    existing = next(parent for parent in output.absolute().parents if parent.exists())
+    with tempfile.TemporaryDirectory(prefix='.timm-mobilenext-', dir=existing) as work:
+        folder = Path(work) / output.name
+        folder.mkdir()
+        yield folder
+        output.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, output)

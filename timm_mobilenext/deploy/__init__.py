@@ -1,0 +1,1 @@
+"""A model of timm as files for other runtimes and for the browser."""

@@ -1,0 +1,1 @@
+"""Checkpoint files: the authors', downloads, conversion and publishing."""
