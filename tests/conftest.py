@@ -57,6 +57,8 @@ def calibrated() -> Callable[..., torch.nn.Module]:
     """
     def create(name: str, **kwargs) -> torch.nn.Module:
         torch.manual_seed(0)
+        if name.startswith('mobilenext'):
+            kwargs.setdefault('zero_init_last', False)  # for branches that show in the answers
         model = timm.create_model(name, dtype=torch.float64, **kwargs)
         update_bn([torch.randn(4, kwargs.get('in_chans', 3), 64, 64, dtype=torch.float64)], model)
         return model.eval()

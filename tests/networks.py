@@ -14,8 +14,9 @@ FAMILIES = [SMALL, 'mobilenext_100_id050', 'mobilenext_s', 'mobilenext_l', 'mobi
 # architecture -> the authors' network with the same parameters
 OFFICIAL_NAME = {name: 'mnext' + name.removeprefix('mobilenext').split('_id')[0] for name in ARCHITECTURES}
 # Arguments for five blocks of all kinds, for what is slow by the block, as compilers are: with both depthwise convs,
-# both and a shortcut, the one that strides, none.
-SHORT = dict(stages=((2, 96, 1, 2, 3), (6, 144, 1, 1, 3), (6, 192, 1, 2, 3), (6, 288, 2, 1, 5)), depth_mult=1.)
+# both and a shortcut, the one that strides, none. Its branches show in answers and gradients from the start.
+SHORT = dict(stages=((2, 96, 1, 2, 3), (6, 144, 1, 1, 3), (6, 192, 1, 2, 3), (6, 288, 2, 1, 5)), depth_mult=1.,
+             zero_init_last=False)
 needs_exporter = pytest.mark.skipif(
     importlib.util.find_spec('timmx') is None, reason="timmx is not installed, which the extra 'export' brings")
 

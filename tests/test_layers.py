@@ -1,4 +1,5 @@
 """What PyTorch and timm lack, each piece alone and at work in the networks."""
+import contextlib
 import copy
 import pickle
 from functools import partial
@@ -7,15 +8,18 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from networks import ARCHITECTURES, FAMILIES, SHORT, SMALL
-from timm.layers import ConvNormAct, DropPath, convert_sync_batchnorm, freeze_batch_norm_2d
+from networks import FAMILIES, SHORT, SMALL
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.utils import freeze, reparameterize_model
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrizations, prune
+from torch.overrides import BaseTorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.ops.misc import FrozenBatchNorm2d
 
 from timm_mobilenext import SandGlass, _layers
+
+create = partial(timm.create_model, zero_init_last=False)  # for branches that show in answers and gradients
 
 
 def kept_bytes(model: nn.Module, x: torch.Tensor) -> int:
@@ -38,39 +42,25 @@ def step(model: nn.Module, x: torch.Tensor, run=None) -> dict[str, torch.Tensor]
 # -- each piece alone
 
 @pytest.mark.parametrize('kwargs', [
-    {}, dict(apply_act=False), dict(norm_layer='batchnorm'), dict(norm_layer='batchnorm', apply_act=False),
-    dict(norm_layer='groupnorm1'), dict(padding='same', act_layer='silu'), dict(stride=1, aa_layer='blurpc'),
+    {}, dict(apply_act=False), dict(norm_layer='groupnorm1'), dict(padding='same', act_layer='silu'),
     dict(aa_layer='blurpc'), dict(act_layer=None)])
 def test_conv_norm(kwargs):
-    """ConvNorm has the keys and answers of timm's ConvNormAct, PyTorch's batch norm, and folded the same answers."""
+    """A ConvNorm folds to a conv and what follows the norm, with equal answers; another norm than batch norm stays."""
     torch.manual_seed(0)
-    kwargs = dict(kernel_size=3, stride=2, padding='', norm_layer='batchnorm2d', act_layer='relu6') | kwargs
-    ours, theirs = _layers.ConvNorm(4, 8, **kwargs), ConvNormAct(4, 8, **kwargs)
-    for buffer in ours.bn.buffers():
+    unit = _layers.ConvNorm(4, 8, **dict(kernel_size=3, stride=2) | kwargs)
+    for buffer in unit.bn.buffers():
         if buffer.ndim:
             nn.init.uniform_(buffer, 0.5, 1.5)
-    theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 4, 9, 9)
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
-    folded = ours.fuse()
-    torch.testing.assert_close(folded(x), theirs(x))
-    norms = [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert (folded is ours) == (kwargs['norm_layer'] == 'groupnorm1')
-    assert norms == []
-    assert type(ours.bn) is nn.BatchNorm2d or kwargs['norm_layer'] != 'batchnorm2d'
-    assert isinstance(folded, nn.Conv2d) == (not kwargs.get('apply_act', True) or kwargs['act_layer'] is None)
-    torch.testing.assert_close(torch.jit.script(ours)(x), theirs(x))
-
-
-def test_activation_is_in_place():
-    """The activation of a ConvNorm takes no memory of its own, it writes to the output of the norm."""
-    unit, normed = _layers.ConvNorm(4, 8), []
-    unit.bn.register_forward_hook(lambda module, args, out: normed.append(out))
-    assert unit(torch.randn(2, 4, 9, 9)).data_ptr() == normed[0].data_ptr()
+    folded = unit.eval().fuse()
+    torch.testing.assert_close(folded(x), unit(x))
+    assert (folded is unit) == (kwargs.get('norm_layer') == 'groupnorm1')
+    assert [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)] == []
+    assert isinstance(folded, nn.Conv2d) == (kwargs in (dict(apply_act=False), dict(act_layer=None)))
 
 
 def test_is_eager():
-    """Operators just run but where they are traced, compiled, transformed or differentiated forward."""
+    """Operators just run unless they are traced, compiled, transformed, rewritten or differentiated forward."""
     class Asks(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             answers.append(_layers.is_eager(x))
@@ -83,10 +73,13 @@ def test_is_eager():
     torch.fx.symbolic_trace(model)
     torch.compile(model, backend='eager')(x)
     torch.func.vmap(model)(x)
+    torch.func.functionalize(model)(x)
     torch.func.jvp(model, (x,), (x,))
     with forward_ad.dual_level():
         model(forward_ad.make_dual(x, x))
-    assert len(answers) >= 5
+    with BaseTorchFunctionMode():
+        model(x)
+    assert len(answers) >= 7
     assert not any(answers[1:])
 
 
@@ -106,66 +99,12 @@ def test_relu6_alone(inplace):
     assert torch.equal(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize('grad', [False, True])
-@pytest.mark.parametrize('chs', [None, 3])
-def test_add_identity(chs, grad):
-    """The shortcut is added to the first channels, into the branch's own memory or, if that is needed, beside it."""
-    branch, shortcut = torch.randn(2, 5, 4, 4), torch.randn(2, 5, 4, 4, requires_grad=grad)
-    expected = branch.clone()
-    expected[:, :chs] += shortcut[:, :chs].detach()
-    before = branch.clone()
-    kept = _layers.add_identity(branch, shortcut, chs, inplace=False)
-    assert torch.equal(kept, expected)
-    assert torch.equal(branch, before)
-    written = _layers.add_identity(branch, shortcut, chs)
-    assert torch.equal(written, expected)
-    assert written.data_ptr() == branch.data_ptr()
-    if grad:
-        for out in (kept, written):
-            gradient, = torch.autograd.grad(out.sum(), shortcut)
-            assert gradient.sum() == 2 * (chs or 5) * 16
-
-
-def test_split_channels():
-    """A split keeps gradients channels_last in eager mode, and is recorded as slices, scripted ones too."""
-    x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
-    first, second = _layers.split_channels(x, 2)
-    assert torch.equal(first, x[:, :2])
-    assert torch.equal(second, x[:, 2:])
-    (first.sum() + second.square().sum()).backward()
-    assert x.grad.is_contiguous(memory_format=torch.channels_last)
-
-    class Splits(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            first, second = _layers.split_channels(x, 2)
-            return torch.cat([second, first], dim=1)
-
-    graph = torch.export.export(Splits(), (x.detach(),)).graph_module.code
-    assert 'slice' in graph
-    assert 'split' not in graph
-    torch.testing.assert_close(torch.jit.script(Splits())(x), Splits()(x))
-
-
-def test_partial_drop_path():
-    """On all channels it is timm's DropPath, in evaluation mode nothing; on some the others stay as they are."""
-    x = torch.randn(64, 6, 3, 3)
-    answers = []
-    for drop in (_layers.PartialDropPath(0.5, 6), DropPath(0.5), _layers.PartialDropPath(0.5, 2)):
-        torch.manual_seed(0)
-        answers.append(drop(x))
-        assert torch.equal(drop.eval()(x), x)
-    assert torch.equal(answers[0], answers[1])
-    assert torch.equal(answers[2][:, :2], answers[1][:, :2])
-    assert torch.equal(answers[2][:, 2:], x[:, 2:])
-
-
 def units() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(_layers.ConvNorm(3, 8), _layers.ConvNorm(8, 8, 3, groups=8), _layers.ConvNorm(8, 4))
 
 
-@pytest.mark.parametrize('run', [
-    lambda model, x: _layers.checkpoint(model, model, x), _layers.checkpoint_seq, _layers.recompute_norm_act])
+@pytest.mark.parametrize('run', [_layers.checkpoint_seq, lambda model, x: _layers.recompute_act(model, model, x)])
 def test_checkpoints(run):
     """Each way to recompute has the gradients and running statistics of a plain pass, which PyTorch's has not."""
     x = torch.randn(4, 3, 8, 8, requires_grad=True)
@@ -177,34 +116,6 @@ def test_checkpoints(run):
     step(theirs, x, run=lambda x: torch.utils.checkpoint.checkpoint(theirs, x, use_reentrant=False))
     assert theirs[0].bn.num_batches_tracked == 2 * model[0].bn.num_batches_tracked
     assert kept_bytes(lambda x: run(model, x), x) < kept_bytes(plain, x)
-
-
-def test_unwrap():
-    """The EMA weights come before the others, prefixes of wrappers go, and a state dict is returned as it is."""
-    state = {'conv.weight': 1}
-    assert _layers.unwrap(state) is state
-    assert _layers.unwrap({'epoch': 3, 'state_dict': {'conv.weight': 2}, 'state_dict_ema': state}) is state
-    assert _layers.unwrap({'model': {'module._orig_mod.conv.weight': 1}}) == state
-
-
-def test_check_fit():
-    """Any model's state dict fits but for classes, input channels and counters; other keys and shapes are named."""
-    model = timm.create_model('resnet18', device='meta')
-    check = partial(_layers.check_fit, model=model, first_conv='conv1', classifier='fc')
-    check(timm.create_model('resnet18', device='meta', num_classes=3, in_chans=1).state_dict())
-    check({key: value for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')})
-    with pytest.raises(RuntimeError, match=r'ResNet: it lacks bn1\.weight; expected the keys'):
-        check({key: value for key, value in model.state_dict().items() if key != 'bn1.weight'})
-    with pytest.raises(RuntimeError, match=r'not of this ResNet: it has layer1\.0\.conv3\.weight, .* and 195 more'):
-        check(timm.create_model('resnet50', device='meta').state_dict())
-    more = {f'more.{i}': torch.zeros(1) for i in range(4)}
-    with pytest.raises(RuntimeError, match=r'ResNet: it has more\.0, more\.1, more\.2 and 1 more, which the model'):
-        check(model.state_dict() | more)
-    del more['more.3']
-    with pytest.raises(RuntimeError, match=r'ResNet: it has more\.0, more\.1, more\.2, which .* have; expected'):
-        check(model.state_dict() | more)
-    with pytest.raises(RuntimeError, match=r'conv1\.weight has shape \(64, 3, 3, 7\), expected \(64, 3, 7, 7\)'):
-        check(model.state_dict() | {'conv1.weight': torch.empty(64, 3, 3, 7)})
 
 
 # -- at work in the networks
@@ -240,6 +151,7 @@ def test_shortcut_in_every_mode(identity_ratio, train):
         fx=torch.fx.symbolic_trace(block),
         channels_last=lambda x: block(x.contiguous(memory_format=torch.channels_last)),
         recompute=copy.deepcopy(block),
+        functionalize=torch.func.functionalize(block),
     )
     ways['recompute'].recompute_act = True
     if not train:  # what PyTorch 2.5 exports in training mode has no backward pass
@@ -260,40 +172,13 @@ def test_shortcut_in_every_mode(identity_ratio, train):
         assert torch.autograd.gradgradcheck(block, (x,), fast_mode=True)
 
 
-@pytest.mark.parametrize('identity_ratio', [1, 0.5])
-def test_form_of_the_shortcut(identity_ratio):
-    """In eager mode the backward graph has no copy of a slice, and where operators are recorded nothing is written."""
-    block = SandGlass(16, 16, identity_ratio=identity_ratio)
-    x = torch.randn(2, 16, 6, 6, requires_grad=True)
-    out = block(x)  # which the graph lives as long as
-    seen, nodes = set(), [out.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        seen.add(type(node).__name__)
-        nodes += [following for following, _ in node.next_functions if following]
-    assert not {'CopySlices', 'SliceBackward0', 'CatBackward0'} & seen
-    assert ('_PartialIdentityBackward' in seen) == (identity_ratio < 1)
-    exported = torch.export.export(block.eval(), (x.detach(),))
-    calls = {str(node.target) for node in exported.graph.nodes if node.op == 'call_function'}
-    assert 'aten.add.Tensor' in calls
-    assert not [call for call in calls if 'add_' in call or 'scatter' in call or 'copy' in call]
-    assert ('aten.cat.default' in calls) == (identity_ratio < 1)
-
-
-def test_block_without_last_depthwise_conv():
-    """Where the shortcut meets an activation, whose output is kept for backward, that output is not written to."""
-    block = SandGlass(16, 16, dw_end=False, dtype=torch.float64)
-    x = torch.randn(2, 16, 6, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(block, (x,), fast_mode=True)
-
-
-@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050'])
+@pytest.mark.parametrize(('name', 'memory_format'), [
+    (SMALL, torch.contiguous_format), ('mobilenext_100_id050', torch.channels_last)])
 def test_relu6(name, memory_format):
     """The default ReLU6 keeps at most 0.76 of the memory of PyTorch's, the authors', with equal bits throughout."""
     torch.manual_seed(0)
-    default = timm.create_model(name, num_classes=3).to(memory_format=memory_format)
-    plain = timm.create_model(name, num_classes=3, act_layer=nn.ReLU6).to(memory_format=memory_format)
+    default = create(name, num_classes=3).to(memory_format=memory_format)
+    plain = create(name, num_classes=3, act_layer=nn.ReLU6).to(memory_format=memory_format)
     plain.load_state_dict(default.state_dict())
     x = torch.randn(4, 3, 96, 96).contiguous(memory_format=memory_format)
     torch.testing.assert_close(step(default, x), step(plain, x), rtol=0, atol=0)
@@ -303,18 +188,18 @@ def test_relu6(name, memory_format):
 @pytest.mark.parametrize('flag', ['scriptable', 'exportable'])
 def test_plain_relu6(flag):
     """Models created to be scripted or exported have PyTorch's ReLU6, as timm has it of its own activations."""
-    model = timm.create_model(SMALL, **{flag: True})
+    model = create(SMALL, **{flag: True})
     assert {type(m) for m in model.modules() if isinstance(m, nn.ReLU6)} == {nn.ReLU6}
 
 
-@pytest.mark.parametrize('change', ['', 'channels_last', 'frozen', 'half frozen', 'autocast', 'folded', 'checkpointed'])
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize(('name', 'change'), [(name, '') for name in FAMILIES] + [(SMALL, change) for change in (
+    'channels_last', 'frozen', 'half frozen', 'autocast', 'folded', 'checkpointed')])
 def test_recompute_act(name, change):
     """With `recompute_act` gradients agree to 1e-6 and running statistics to the bit, whatever else is changed."""
     steps = []
     for recompute_act in (False, True):
         torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=3, recompute_act=recompute_act, **SHORT)
+        model = create(name, num_classes=3, recompute_act=recompute_act, **SHORT)
         x = torch.randn(4, 3, 64, 64)
         if change == 'channels_last':
             model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))
@@ -342,9 +227,9 @@ def test_recompute_act(name, change):
 def test_memory_of_recompute_act(name):
     """`recompute_act` keeps at most 0.55 of the memory that PyTorch's ReLU6 does, a checkpoint per block a fifth."""
     x = torch.randn(4, 3, 96, 96)
-    plain = kept_bytes(timm.create_model(name, act_layer=nn.ReLU6), x)
-    assert kept_bytes(timm.create_model(name, recompute_act=True), x) < 0.55 * plain
-    checkpointed = timm.create_model(name)
+    plain = kept_bytes(create(name, act_layer=nn.ReLU6), x)
+    assert kept_bytes(create(name, recompute_act=True), x) < 0.55 * plain
+    checkpointed = create(name)
     checkpointed.set_grad_checkpointing()
     assert kept_bytes(checkpointed, x) < 0.2 * plain
 
@@ -353,7 +238,7 @@ def test_memory_of_recompute_act(name):
 def test_distributed_data_parallel(memory, tmp_path):
     """DistributedDataParallel gives the gradients and statistics of the model alone, however memory is saved."""
     torch.manual_seed(0)
-    model = timm.create_model('mobilenext_100_id050', num_classes=3, recompute_act=memory == 'recompute_act')
+    model = create('mobilenext_100_id050', num_classes=3, recompute_act=memory == 'recompute_act')
     model.set_grad_checkpointing(memory == 'checkpointed')
     alone = copy.deepcopy(model)
     x = torch.randn(2, 3, 64, 64)
@@ -384,10 +269,10 @@ class Layouts(TorchDispatchMode):
         return results
 
 
-@pytest.mark.parametrize('name', ARCHITECTURES)
+@pytest.mark.parametrize('name', FAMILIES)
 def test_channels_last(name):
-    """In channels_last no layer returns another layout; in the backward pass of ReLU6 networks the pooling alone."""
-    model = timm.create_model(name).to(memory_format=torch.channels_last)
+    """In channels_last no layer returns another layout; nor do gradients, unless channels are sliced or squeezed."""
+    model = create(name).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     for inference in (model, reparameterize_model(model)):
         with torch.no_grad(), Layouts() as layouts:
@@ -398,7 +283,7 @@ def test_channels_last(name):
     assert layouts.others == set()
     with Layouts() as layouts:
         out.sum().backward()
-    if not name.startswith(('mobilenext_s', 'mobilenext_l')):  # theirs pool in each squeeze-excite
+    if name == SMALL:  # the others pool in each squeeze-excite, or slice, whose gradient is never channels_last
         assert layouts.others == {'div'}  # PyTorch's mean: a 1280 x 7 x 7 gradient, in timm's networks too
     weights = [p for p in model.parameters() if p.ndim == 4]
     assert all(w.grad.is_contiguous(memory_format=torch.channels_last) for w in weights)
@@ -428,9 +313,9 @@ def test_reparameterize_after_changes(change, calibrated):
         model = convert_sync_batchnorm(model).eval()
     elif change == 'freeze':
         freeze(model)
-        assert any(isinstance(m, FrozenBatchNorm2d) for m in model.modules())
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     elif change == 'groupnorm':
-        model = timm.create_model(SMALL, norm_layer='groupnorm1', dtype=torch.float64).eval()
+        model = create(SMALL, norm_layer='groupnorm1', dtype=torch.float64).eval()
     elif change == 'pickle':
         model = pickle.loads(pickle.dumps(model))
     elif change == 'features':
@@ -441,11 +326,11 @@ def test_reparameterize_after_changes(change, calibrated):
     torch.testing.assert_close(answer, expected)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', [SMALL, 'mobilenext_l_ghost'])
 def test_grad_checkpointing(name):
     """Gradient checkpointing leaves gradients and running statistics as they are, of `forward_intermediates` too."""
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=3, **SHORT)
+    model = create(name, num_classes=3, **SHORT)
     start = copy.deepcopy(model.state_dict())
     checkpointed = copy.deepcopy(model)
     checkpointed.set_grad_checkpointing()
@@ -461,6 +346,116 @@ def test_grad_checkpointing(name):
     torch.testing.assert_close(step(checkpointed, x), step(model, x), rtol=0, atol=0)
     torch.testing.assert_close(
         *(step(m, x, run=lambda x, m=m: m.forward_intermediates(x)[0]) for m in (checkpointed, model)), rtol=0, atol=0)
+
+
+class Wrapper(nn.Module):
+    """A layer in an adapter's place: what it wraps, and what it adds."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return self.layer(x) * 2
+
+
+@pytest.mark.parametrize('change', [
+    lambda conv: prune.l1_unstructured(conv, 'weight', 0.5), lambda conv: parametrizations.weight_norm(conv),
+    lambda conv: parametrizations.spectral_norm(conv), Wrapper],
+    ids=['pruned', 'weight norm', 'spectral norm', 'adapter'])
+def test_reparameterize_changed_convs(change, calibrated):
+    """A unit whose conv is pruned, parametrized or wrapped keeps it, folding the others; the answers are equal."""
+    model = calibrated(SMALL, **SHORT)
+    units = [m for m in model.modules() if isinstance(m, _layers.ConvNorm)]
+    for unit in units[::3]:
+        unit.conv = change(unit.conv)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x)
+        folded = reparameterize_model(model)
+        torch.testing.assert_close(folded(x), expected)
+    assert len([m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]) == len(units[::3])
+
+
+# what is watched in a block of ours, and in one of timm's MobileNetV2
+WATCHED = {
+    'mobilenext_100_id050': [
+        'stem', 'stem.bn', 'blocks.2.1.dw_end', 'blocks.2.1.dw_end.bn', 'blocks.2.1.se', 'blocks.2.1.drop_path',
+        'blocks.2.1.pw_expand.bn'],
+    'mobilenetv2_100': ['conv_stem', 'bn1', 'blocks.2.1.conv_pwl', 'blocks.2.1.bn3', 'blocks.2.1.drop_path'],
+}
+
+
+@pytest.mark.parametrize('kind', ['forward_pre', 'forward', 'full_backward_pre', 'full_backward'])
+@pytest.mark.parametrize('name', WATCHED)
+def test_watched(name, kind):
+    """Every kind of hook on any layer runs, in training without in-place activations, as in timm's MobileNetV2."""
+    model = create(name, width_mult=0.35, drop_path_rate=0.1, se_ratio=0.25) if 'next' in name else (
+        timm.create_model(name, drop_path_rate=0.1))
+    for m in model.modules():
+        if hasattr(m, 'inplace'):
+            m.inplace = False
+    seen = []
+    for layer in WATCHED[name]:
+        hook = getattr(model.get_submodule(layer), f'register_{kind}_hook')
+        hook(lambda *args, layer=layer: seen.append(layer))
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert sorted(seen) == sorted(WATCHED[name])
+
+
+@pytest.mark.parametrize('recompute_act', [False, True])
+@pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050', 'mobilenext_l_ghost'])
+def test_hook_that_replaces_an_output(name, recompute_act):
+    """A tensor that a hook returns is used and not written to, with gradients and without."""
+    torch.manual_seed(0)
+    model = create(name, recompute_act=recompute_act, **SHORT).eval()
+    x = torch.randn(2, 3, 64, 64)
+    kept = {}
+    for layer in ('dw_end', 'pw_reduce'):
+        model.get_submodule(f'blocks.3.1.{layer}').register_forward_hook(
+            lambda m, args, out, layer=layer: kept.setdefault(layer, torch.full_like(out, 0.5).detach()))
+    answers = [model(x), model(x), model.requires_grad_(False)(x)]
+    torch.testing.assert_close(answers[1:], answers[:1] * 2, rtol=0, atol=0)
+    assert len(kept) == 2
+    assert all((value == 0.5).all() for value in kept.values())
+
+
+@pytest.mark.parametrize('change', ['replaced', 'wrapped', 'forward', 'global hook', 'adapter', 'mode'])
+def test_recompute_act_stands_aside(change):
+    """Where a unit is replaced, wrapped, rewritten or watched, `recompute_act` calls it like any other layer."""
+    torch.manual_seed(0)
+    model = create(SMALL, recompute_act=True, num_classes=3, **SHORT)
+    block, calls = model.blocks[3][1], []
+    unit = block.pw_reduce
+    if change == 'replaced':
+        block.pw_reduce = nn.Sequential(unit, nn.BatchNorm2d(unit.out_channels))
+    elif change == 'wrapped':
+        block.pw_reduce = Wrapper(unit)
+    elif change == 'forward':
+        forward = unit.forward
+        unit.forward = lambda x: calls.append(1) or forward(x)
+    elif change == 'adapter':
+        unit.conv = Wrapper(unit.conv)
+    x = torch.randn(2, 3, 64, 64)
+    with contextlib.ExitStack() as stack:
+        if change == 'mode':
+            stack.enter_context(BaseTorchFunctionMode())
+        elif change == 'global hook':
+            handle = nn.modules.module.register_module_forward_hook(
+                lambda m, args, out: calls.append(1) if m is unit else None)
+            stack.callback(handle.remove)
+        got = step(model, x)
+    assert len(calls) == (change in ('forward', 'global hook'))
+    torch.manual_seed(0)
+    plain = create(SMALL, num_classes=3, **SHORT)
+    if change in ('replaced', 'wrapped'):
+        plain.blocks[3][1].pw_reduce = copy.deepcopy(block.pw_reduce)
+    elif change == 'adapter':
+        plain.blocks[3][1].pw_reduce.conv = Wrapper(plain.blocks[3][1].pw_reduce.conv)
+    for m in plain.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.reset_running_stats()
+    torch.testing.assert_close(got, step(plain, x), rtol=1e-5, atol=1e-5)
 
 
 def test_drop_path_keeps_channels_without_shortcut():

@@ -62,8 +62,6 @@ def build_model_with_cfg(
 
     if not pretrained:
         return build(pretrained=False)
-    if not overlay and all(kwargs.get(arg) is None for arg in ('num_classes', 'in_chans')):
-        kwargs.setdefault('weight_init', 'skip')  # every parameter is loaded; takes a fifth off the time
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
 
     def build_with(checkpoint: dict[str, Any]) -> Any:
