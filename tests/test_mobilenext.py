@@ -200,7 +200,7 @@ def test_zero_init_last(name):
     assert torch.equal(block(x), x)
 
 
-@pytest.mark.parametrize(('name', 'eps', 'momentum'), [(SMALL, 1e-5, 0.1), ('mobilenext_s', 1e-3, 0.01)])
+@pytest.mark.parametrize(('name', 'eps', 'momentum'), [(SMALL, 1e-5, 0.1), ('mobilenext_s', 1e-3, 0.1)])
 def test_batch_norm_arguments(name, eps, momentum):
     """Batch norm has the family's eps and momentum, and train.py's --bn-eps and --bn-momentum override each."""
     for kwargs, expected in (

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2007.02269
 
 Numerically equal to the authors' code, https://github.com/zhoudaquan/rethinking_bottleneck_design, cited below as
 `mnext.py`, the ReLU6 family, and `model.py`, the SiLU and squeeze-excite family (commit and paths: weights/authors.py).
-No code of theirs is kept. docs/models.md lists what differs from the paper and from the authors' code, and why.
+docs/models.md lists what differs from the paper and from the authors' code, and why.
 """
 import math
 from collections.abc import Callable, Sequence
@@ -61,13 +61,6 @@ def _round_chs(chs: int, width_mult: float) -> int:
     if not chs * width_mult >= 1:
         raise ValueError(f'width_mult={width_mult} leaves no channel of {chs}. Expected e.g. 0.35 to 1.4.')
     return make_divisible(chs * width_mult, 4 if width_mult == 0.1 else 8)
-
-
-def _round_repeats(repeats: int, depth_mult: float) -> int:
-    """Scale repeats as the authors do, utils_i2rnet.py, round_repeats."""
-    if not depth_mult > 0:
-        raise ValueError(f'depth_mult={depth_mult} leaves no blocks. Expected a positive number.')
-    return math.ceil(repeats * depth_mult)
 
 
 def _block_form(in_chs: int, out_chs: int, stride: int, reduction_ratio: int, keep_dws: bool) -> tuple[bool, ...]:
@@ -248,7 +241,9 @@ class MobileNeXt(nn.Module):
         block_args: dict[str, Any] = dict(
             identity_ratio=identity_ratio, max_expand_ratio=max_expand_ratio, pad_type=pad_type, aa_layer=aa_layer,
             recompute_act=recompute_act, **layers)
-        depths = [_round_repeats(n, depth_mult) for _, _, n, _, _ in stages]
+        if not depth_mult > 0:
+            raise ValueError(f'depth_mult={depth_mult} leaves no blocks. Expected a positive number.')
+        depths = [math.ceil(n * depth_mult) for _, _, n, _, _ in stages]  # utils_i2rnet.py, round_repeats
         feature_info: list[dict[str, Any]] = []
         rows: list[nn.Module] = []
         reduction, dilation, block_idx = 2, 1, 0
@@ -464,10 +459,11 @@ def _entrypoint(variant: str, **model_args: Any) -> Callable[..., MobileNeXt]:
     return register_model(create)
 
 
-# model.py: SiLU, squeeze-excite in every block, TensorFlow's padding and batch norm
+# model.py: SiLU, squeeze-excite in every block, TensorFlow's padding and eps. Its batch norm momentum of 0.01 is in the
+# recipes only, as for timm's EfficientNets: in a short training the running statistics would never catch up.
 _SE_ARGS: dict[str, Any] = dict(
     stages=_STAGES_SE, keep_3x3=False, max_expand_ratio=0, se_ratio=0.25, pad_type='same', act_layer='silu',
-    norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01), weight_init='torch')
+    norm_layer=partial(nn.BatchNorm2d, eps=1e-3), weight_init='torch')
 
 mobilenext_035 = _entrypoint('mobilenext_035', width_mult=0.35)
 mobilenext_050 = _entrypoint('mobilenext_050', width_mult=0.5)
