@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the command with one line and the usage."""
-        if 'required: SOURCE' in message:  # an option that takes several values took it
+        if 'required: source' in message.lower():  # an option that takes several values took it
             message += '. It comes first, before the options'
         elif message.startswith('unrecognized arguments'):
             message += '. The architecture of a checkpoint is given with --model'
@@ -53,6 +53,20 @@ def parser(command: str, description: str | None) -> Parser:
     parser.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one per line')
     parser.add_argument('--output', '-o', required=True, metavar='DIR', help='new folder for the result (required)')
     return parser
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the source of a command that converts weights, and what else such a command may be told of them."""
+    parser.add_argument('source', metavar='SOURCE', help=SOURCES)
+    parser.add_argument('--license', metavar='ID', help=(
+        'licence of the weights, as the Hub spells it, e.g. apache-2.0 (default: what the source says of it)'))
+    parser.add_argument('--cache-dir', metavar='DIR', help='folder of the caches')
+
+
+def chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said with `parser` and `add_weights`, as the arguments of `weights.convert.convert`."""
+    options = {key: vars(args)[key] for key in ('source', 'output', 'model', 'model_kwargs', 'license', 'cache_dir')}
+    return {**options, 'label_names': read_label_names(args.label_names)}
 
 
 def read_label_names(path: str | None) -> list[str] | None:

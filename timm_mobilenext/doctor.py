@@ -6,6 +6,7 @@ from typing import Any
 import huggingface_hub
 import timm
 import torch
+from timm.models import resolve_pretrained_cfg
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mobilenext import __version__
@@ -48,7 +49,7 @@ def report() -> str:
     """Return the versions, the architectures and where the weights of each would come from now."""
     names = timm.list_models(module='mobilenext')
     with ThreadPoolExecutor(len(names)) as pool:  # the Hub has to answer for each within a few seconds
-        places = list(pool.map(lambda name: locate(timm.get_pretrained_cfg(name)).text, names))
+        places = list(pool.map(lambda name: locate(resolve_pretrained_cfg(name)).text, names))
     rows = []
     for name, place in zip(names, places, strict=True):
         params, madds, _ = count(timm.create_model(name, device='meta'))

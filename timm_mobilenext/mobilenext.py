@@ -592,16 +592,26 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
     }
 
 
-# The address is that of the authors' file. tools/release.py writes the repository on the Hub, pinned to a commit: without
-# one, whoever registers the name would choose the weights. The file name keeps timm from taking a pickle. Architectures
+# The address is that of the authors' file. tools/release.py adds the repository on the Hub, pinned to a commit: without
+# one, whoever registers the name chooses the weights. The file name keeps timm from taking a pickle. Architectures
 # without weights get the tag `untrained`, see _entrypoint.
 _in1k_cfg = partial(_cfg, hf_hub_filename='model.safetensors', license=authors.LICENSE)
 default_cfgs = generate_default_cfgs({
-    'mobilenext_100.in1k': _in1k_cfg(authors.SOURCES['mobilenext_100'].url, hf_hub_id=''),
-    'mobilenext_100_id050.in1k': _in1k_cfg(authors.SOURCES['mobilenext_100_id050'].url, hf_hub_id=''),
-    'mobilenext_s.in1k': _in1k_cfg(authors.SOURCES['mobilenext_s'].url, hf_hub_id=''),
-    'mobilenext_l.in1k': _in1k_cfg(authors.SOURCES['mobilenext_l'].url, hf_hub_id=''),
-    'mobilenext_l_ghost.in1k': _in1k_cfg(authors.SOURCES['mobilenext_l_ghost'].url, hf_hub_id=''),
+    'mobilenext_100.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_100'].url,
+        hf_hub_id=''),
+    'mobilenext_100_id050.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_100_id050'].url,
+        hf_hub_id=''),
+    'mobilenext_s.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_s'].url,
+        hf_hub_id=''),
+    'mobilenext_l.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_l'].url,
+        hf_hub_id=''),
+    'mobilenext_l_ghost.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_l_ghost'].url,
+        hf_hub_id=''),
 })
 
 

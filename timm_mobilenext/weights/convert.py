@@ -57,13 +57,11 @@ def load(
     """Load what a command names, with weights.
 
     Args:
-        source: A checkpoint of train.py, of any model of timm, or a state dict; a converted folder;
-            `hf-hub:OWNER/NAME`; or the name of a model with weights. The weights of the paper's authors are taken from
-            their file, verified.
+        source: A checkpoint of train.py, of any model of timm, or a state dict; a converted folder; hf-hub:OWNER/NAME;
+            or the name of a model with weights. Those of the paper's authors are taken from their file, verified.
         model: Name of the architecture of a checkpoint that does not name its own.
         model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
-        license: Licence of the weights, as the Hub spells it, where it is not known: that of the authors' files, of what
-            was fine-tuned from them, of a converted folder and of a model name is.
+        license: Licence of the weights, as the Hub spells it, where the source does not tell.
         cache_dir: Folder of the caches, by default those of the Hub's client and of torch.hub.
 
     Raises:
@@ -91,63 +89,45 @@ def load(
 
 def _load_named(
         name: str, model_kwargs: dict[str, Any], license: str | None, cache_dir: str | Path | None) -> Converted:
-    """Load what timm finds under a name: a folder, a repository on the Hub, or a registered model."""
+    """Load what timm has under a name: a folder, a repository on the Hub or a registered model."""
     kind, place = parse_model_name(name)
-    model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **model_kwargs).eval()
-    provenance = {
-        'architecture': model.pretrained_cfg['architecture'], 'source': name, 'converter': f'timm-mobilenext {__version__}'}
-    license = license or model.pretrained_cfg.get('license')
+    network: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **model_kwargs).eval()
+    origin = {'source': name, 'license': network.pretrained_cfg.get('license')}
     if kind == 'hf-hub':
         model_kwargs = load_model_config_from_hf(place, cache_dir=cache_dir)[2] | model_kwargs
     elif kind == 'local-dir':
         model_kwargs = load_model_config_from_path(place)[2] | model_kwargs
-        provenance['source'] = Path(place).resolve().name  # not where it lies: the files are passed on
-        weights = Path(place, WEIGHTS_NAME)
-        if weights.is_file():
-            provenance |= {'git_blob_id': git_blob_id(weights), **_origin(_said_beside(weights))}
-    if license:
-        provenance['license'] = license
-    return Converted(model, model_kwargs, provenance)
+        origin['source'] = Path(place).resolve().name  # not where it lies: the files are passed on
+        file = Path(place, WEIGHTS_NAME)
+        if file.is_file():
+            origin |= {'git_blob_id': git_blob_id(file), **_origin(_said_beside(file))}
+    return Converted(network, model_kwargs, _provenance(
+        network.pretrained_cfg['architecture'], **origin | ({'license': license} if license else {})))
 
 
 def _load_checkpoint(
         path: Path, model: str | None, model_kwargs: dict[str, Any], license: str | None = None) -> Converted:
-    """Load a checkpoint: weights, and what train.py says in it of the model and the images.
-
-    Args:
-        path: The file. Of one of the authors', the weights that they report the accuracy of are taken, of others the
-            EMA weights where it has them.
-        model: See `load`.
-        model_kwargs: See `load`.
-        license: See `load`.
-    """
+    """Load a checkpoint: its weights, and what train.py says in it of the model and of the images."""
     blob = git_blob_id(path)
     known, source = next(((name, its) for name, its in SOURCES.items() if its.blob == blob), (None, None))
     weights = read(path, use_ema=source is None or source.ema)
     said = {} if source else _said_beside(path)
     args = said.get('args', {})
     architecture = _architecture(path, known or said.get('architecture') or args.get('model'), model)
-    model_kwargs = {
-        **(args.get('model_kwargs') or {}),
-        **{key: args[arg] for key, arg in (('global_pool', 'gp'), ('bn_eps', 'bn_eps'), ('bn_momentum', 'bn_momentum'))
-           if args.get(arg) is not None},
-        **model_kwargs}
-    network, weights = _build(architecture, weights, args, model_kwargs)
-    network.load_state_dict(weights)
-    origin = {'license': LICENSE} if source else _origin(said) | ({'license': license} if license else {})
-    if source is None:
-        images = resolve_data_config({**args, 'in_chans': model_kwargs['in_chans']}, model=network)
-        network.pretrained_cfg.update(images, license=origin.get('license'))
-        network.pretrained_cfg.pop('tag', None)
-    metric = said.get('metric')
-    reported = metric if isinstance(metric, float) and args.get('eval_metric', 'top1') == 'top1' else None
-    return Converted(network, model_kwargs, {
-        'architecture': architecture,
-        'source': source.url if source else path.name,
-        'git_blob_id': blob,
-        'converter': f'timm-mobilenext {__version__}',
-        **origin,
-    }, source, source.top1 if source else reported)
+    renamed = {'global_pool': 'gp', 'bn_eps': 'bn_eps', 'bn_momentum': 'bn_momentum'}
+    said_kwargs = {key: args[arg] for key, arg in renamed.items() if args.get(arg) is not None}
+    model_kwargs = {**(args.get('model_kwargs') or {}), **said_kwargs, **model_kwargs}
+    network = _build(architecture, weights, args, model_kwargs)
+    if source:
+        provenance = _provenance(architecture, source=source.url, git_blob_id=blob, license=LICENSE)
+        return Converted(network, model_kwargs, provenance, source, source.top1)
+    origin = _origin(said) | ({'license': license} if license else {})
+    images = resolve_data_config({**args, 'in_chans': model_kwargs['in_chans']}, model=network)
+    network.pretrained_cfg.update(images, license=origin.get('license'))
+    network.pretrained_cfg.pop('tag', None)
+    is_top1 = isinstance(said.get('metric'), float) and args.get('eval_metric', 'top1') == 'top1'
+    provenance = _provenance(architecture, source=path.name, git_blob_id=blob, **origin)
+    return Converted(network, model_kwargs, provenance, top1=said['metric'] if is_top1 else None)
 
 
 def _said_beside(path: Path) -> dict[str, Any]:
@@ -161,77 +141,59 @@ def _said_beside(path: Path) -> dict[str, Any]:
 
 
 def _architecture(path: Path, trained: str | None, model: str | None) -> str:
-    """Return the architecture of a checkpoint.
-
-    Args:
-        path: The file, for errors.
-        trained: Name of the model that the checkpoint says it is of, as train.py was given it; None if it says nothing.
-        model: Name that the user gives.
-
-    Raises:
-        ValueError: If timm has no such model, the names are not of one architecture, or there is none.
-    """
+    """Return the architecture of a checkpoint, which says that it is of `trained` where the user may say `model`."""
     trained, model = (split_model_name_tag(str(name or '').rpartition('/')[2])[0] for name in (trained, model))
-    trained = trained if is_model(trained) else ''
     if model and not is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), 1)
         raise ValueError(f'There is no model {model} (--model).' + (f' Did you mean {near[0]}?' if near else ''))
-    if model and trained and model != trained:
+    if not is_model(trained):
+        if not model:
+            raise ValueError(f'{path} does not say which architecture it is of. Name it, e.g. --model mobilenext_050.')
+        return model
+    if model and model != trained:
         raise ValueError(f'{path} is of {trained}, not of {model}: give --model {trained}, or leave it out.')
-    if not (model or trained):
-        raise ValueError(f'{path} does not say which architecture it is of: name it, e.g. --model mobilenext_050.')
-    return model or trained
+    return trained
 
 
-def _build(
-        architecture: str, weights: dict[str, Any], args: dict[str, Any], model_kwargs: dict[str, Any],
-) -> tuple[Any, dict[str, Any]]:
-    """Create the model of a checkpoint, for its input channels and classes.
-
-    Args:
-        architecture: Name of the architecture.
-        weights: The state dict.
-        args: Arguments of train.py, if it wrote the checkpoint.
-        model_kwargs: Arguments of the model; `in_chans` and `num_classes` are added.
-
-    Returns:
-        The model and the state dict in its layout.
-
-    Raises:
-        RuntimeError: If they do not fit.
-    """
-    if architecture in timm.list_models(module='mobilenext'):  # others have no layouts but timm's
-        weights = checkpoint_filter_fn(weights, timm.create_model(architecture, device='meta', **model_kwargs))
-    cfg = timm.get_pretrained_cfg(architecture)
+def _build(architecture: str, weights: dict[str, Any], args: dict[str, Any], model_kwargs: dict[str, Any]) -> Any:
+    """Create the model of a checkpoint and load it; adds the input channels and classes to `model_kwargs`."""
+    if architecture in timm.list_models(module='mobilenext'):  # of others, timm's own layout is the only one
+        empty: Any = timm.create_model(architecture, device='meta', **model_kwargs)
+        weights = checkpoint_filter_fn(weights, empty)
+    cfg: Any = timm.get_pretrained_cfg(architecture)
     stem, classifier = (weights.get(f'{layer}.weight') for layer in (cfg.first_conv, cfg.classifier))
-    in_chans = args.get('in_chans') or next(iter(args.get('input_size') or ()), None)  # as train.py has them
+    in_chans = args.get('in_chans') or next(iter(args.get('input_size') or ()), None)  # as train.py decides it
     model_kwargs['in_chans'] = in_chans or (3 if 'in_chans' in args or stem is None else stem.shape[1])
     model_kwargs['num_classes'] = args.get('num_classes')
     if model_kwargs['num_classes'] is None:
         model_kwargs['num_classes'] = 0 if classifier is None else len(classifier)
-    model: Any = timm.create_model(architecture, **model_kwargs).eval()
-    check_fit(weights, model, str(cfg.first_conv), str(cfg.classifier))
-    model.pretrained_cfg['input_size'] = (model_kwargs['in_chans'], *model.pretrained_cfg['input_size'][1:])
-    return model, weights
+    network: Any = timm.create_model(architecture, **model_kwargs).eval()
+    check_fit(weights, network, str(cfg.first_conv), str(cfg.classifier))
+    network.load_state_dict(weights)
+    network.pretrained_cfg['input_size'] = (model_kwargs['in_chans'], *network.pretrained_cfg['input_size'][1:])
+    return network
 
 
 def _origin(said: dict[str, Any]) -> dict[str, str]:
-    """Return the licence of a checkpoint's weights, and the authors' file that they were fine-tuned from.
+    """Return the licence that a checkpoint says its weights have, and the authors' file that they were fine-tuned from.
 
-    Args:
-        said: See `_said_beside`. A converted file names both. train.py started from the authors' weights if it was told
-            to take pretrained ones, by the name that they are registered under and from no other file.
+    A converted file names both. train.py started from the authors' weights if it was told to take pretrained ones, by
+    the name that they are registered under and from no other file.
     """
     args = said.get('args', {})
     name = str(args.get('model') or '').removeprefix('hf-hub:').removeprefix(f'{HUB_OWNER}/').partition('@')[0]
     started_from = find_source(name)
+    urls = {source.url for source in SOURCES.values()}
+    derived_from = next((said[key] for key in ('derived_from', 'source') if said.get(key) in urls), None)
     if args.get('pretrained') and started_from and not (args.get('pretrained_path') or args.get('initial_checkpoint')):
-        derived_from: str | None = started_from.url
-    else:
-        urls = {source.url for source in SOURCES.values()}
-        derived_from = next((said[key] for key in ('derived_from', 'source') if said.get(key) in urls), None)
+        derived_from = started_from.url
     license = said.get('license') or (LICENSE if derived_from else None)
     return {key: text for key, text in (('derived_from', derived_from), ('license', license)) if text}
+
+
+def _provenance(architecture: str, **origin: str | None) -> dict[str, str]:
+    known = {key: text for key, text in origin.items() if text}
+    return {'architecture': architecture, 'converter': f'timm-mobilenext {__version__}', **known}
 
 
 def save(converted: Converted, folder: Path, label_names: list[str] | None = None) -> None:
@@ -248,11 +210,13 @@ def save(converted: Converted, folder: Path, label_names: list[str] | None = Non
         RuntimeError: If timm does not read the same weights back.
     """
     model = converted.model
-    if label_names is not None and len(label_names) != model.num_classes:
-        raise ValueError(f'There are {len(label_names)} label names, expected {model.num_classes}, one for each class.')
-    label_names = label_names or model.pretrained_cfg.get('label_names')
+    if label_names is not None:
+        if len(label_names) != model.num_classes:
+            raise ValueError(f'There are {len(label_names)} label names for {model.num_classes} classes: give one each.')
+        model.pretrained_cfg['label_names'] = label_names
+    labels = model.pretrained_cfg.get('label_names')
     timm.models.save_for_hf(
-        model, str(folder), safe_serialization=True, model_config={'label_names': label_names} if label_names else None,
+        model, str(folder), safe_serialization=True, model_config={'label_names': labels} if labels else None,
         model_args=converted.model_args)
     # once more, with the provenance that timm has no place for; transformers asks for the format
     save_file(model.state_dict(), folder / WEIGHTS_NAME, metadata={'format': 'pt', **converted.provenance})
@@ -292,28 +256,13 @@ def convert(
     return Path(output)
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of the commands that convert: those of `load` beside what `cli.parser` has."""
-    command.add_argument('source', metavar='SOURCE', help=cli.SOURCES)
-    command.add_argument('--license', metavar='ID', help=(
-        "licence of the weights, as the Hub spells it, e.g. apache-2.0 (default: the authors' where the weights are theirs "
-        'or known to be fine-tuned from theirs, else none)'))
-    command.add_argument('--cache-dir', metavar='DIR', help='folder of the caches')
-
-
-def chosen(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what was said with these options, as arguments of `convert`."""
-    options = {key: vars(args)[key] for key in ('source', 'output', 'model', 'model_kwargs', 'license', 'cache_dir')}
-    return {**options, 'label_names': cli.read_label_names(args.label_names)}
-
-
 def main(argv: list[str]) -> int:
     """Run `python -m timm_mobilenext convert` with these arguments."""
     command = cli.parser('convert', __doc__)
-    add_options(command)
+    cli.add_weights(command)
     args = command.parse_args(argv)
     with cli.clear_errors():
-        folder = convert(**chosen(args))
+        folder = convert(**cli.chosen(args))
         print(f"{folder}: timm.create_model('local-dir:{folder}', pretrained=True), or "
               f"checkpoint_path='{folder / WEIGHTS_NAME}' where a script takes a file")
     return 0

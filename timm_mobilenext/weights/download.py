@@ -21,7 +21,7 @@ import torch
 from huggingface_hub import constants
 from tqdm import tqdm
 
-from timm.models import PretrainedCfg, get_pretrained_cfg
+from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
 from timm.models._helpers import load_state_dict
 from timm.models._hub import hf_split
 
@@ -60,12 +60,14 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Place:
     """
     if cfg.file and not cfg.source and not cfg.state_dict:
         return Place(f'file ({cfg.file})', partial(read, cfg.file))
-    name = f'{cfg.architecture}.{cfg.tag}' if cfg.tag else str(cfg.architecture)
-    registered = get_pretrained_cfg(name)
+    name = f'{cfg.architecture}.{cfg.tag}'
+    registered = get_arch_pretrained_cfgs(cfg.architecture or '').get(name)
     if cfg.source or cfg.state_dict or registered is None or (
             cfg.url, cfg.hf_hub_id) != (registered.url, registered.hf_hub_id):
         return Place('named by the user')
     source = find_source(name)
+    if source is None and registered.has_weights:
+        return Place(f'Hub ({cfg.hf_hub_id})')
     if source is None:
         return Place('none', partial(_no_weights, str(cfg.architecture)))
     repo = cfg.hf_hub_id or ''
@@ -85,8 +87,8 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Place:
 
 def _no_weights(architecture: str) -> dict[str, Any]:
     raise RuntimeError(
-        f'No pretrained weights exist for {architecture}, only for {", ".join(SOURCES)}. Use `pretrained=False` for random '
-        'init, and train it with a recipe of the project (docs/training.md).')
+        f'No pretrained weights exist for {architecture}, only for {", ".join(SOURCES)}. Use `pretrained=False` and a '
+        'recipe of the project (docs/training.md).')
 
 
 def _from_authors(source: Source, cache_dir: str | Path | None, reason: str = '') -> dict[str, Any]:
@@ -185,18 +187,18 @@ def fetch(source: Source, cache_dir: str | Path | None = None) -> Path:
     except (OSError, http.client.HTTPException) as error:
         raise OSError(f"The authors' file {source.url} could not be downloaded to {path}: {error}. {remedy}") from error
     raise RuntimeError(
-        f'{source.url} gave {size} bytes with git blob id {blob}, expected {source.blob}: it was cut short or changed on '
-        f'the way, and nothing of it was read. {remedy}')
+        f'{source.url} gave {size} bytes with git blob id {blob}, expected {source.blob}: it was changed on the way. '
+        f'Nothing of it was read. {remedy}')
 
 
 def _download(url: str, path: Path) -> None:
     """Download a file, three times at most if the connection breaks off in the middle; later attempts wait longer."""
     for attempt in range(_ATTEMPTS):
         try:
-            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS * 4 ** attempt) as response, path.open('wb') as file:
-                size = int(response.headers.get('Content-Length') or 0)
+            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS * 4 ** attempt) as body, path.open('wb') as file:
+                size = int(body.headers.get('Content-Length') or 0)
                 with tqdm(total=size or None, unit='B', unit_scale=True, desc=path.name) as bar:
-                    while chunk := response.read(1 << 16):
+                    while chunk := body.read(1 << 16):
                         bar.update(file.write(chunk))
             if bar.n < size:  # read() takes a body that ends early for a whole one
                 raise ConnectionError(f'{bar.n} of {size} bytes came')

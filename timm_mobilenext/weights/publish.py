@@ -4,8 +4,8 @@
     python -m timm_mobilenext publish model_best.pth.tar --repo-id me/mine --license apache-2.0 --output mine --push
     python -m timm_mobilenext publish model_best.pth.tar --repo-id me/mine --output mine --format onnx --weights int8
 
-SOURCE is a model name with weights, a checkpoint, a converted folder, or hf-hub:OWNER/NAME. Without --push the folder is
-for you to look at.
+SOURCE is a model name with weights, a checkpoint, a converted folder, or hf-hub:OWNER/NAME. Nothing is uploaded without
+--push.
 """
 import json
 import re
@@ -15,47 +15,29 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import timm
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from safetensors.torch import load_file
 
 from timm_mobilenext import __version__, cli
-from timm_mobilenext.deploy.export import Exported, options, write
-from timm_mobilenext.deploy.export import chosen as chosen_for_files
+from timm_mobilenext.deploy import export
 from timm_mobilenext.doctor import count
 from timm_mobilenext.mobilenext import MobileNeXt
-from timm_mobilenext.weights.authors import HUB_OWNER, LICENSE, SOURCES
-from timm_mobilenext.weights.convert import Converted, add_options, chosen, load, save
+from timm_mobilenext.weights.authors import HUB_OWNER, LICENSE
+from timm_mobilenext.weights.convert import Converted, load, save
 from timm_mobilenext.weights.download import WEIGHTS_NAME
 
-CARD = Path(__file__).with_name('card.md')
 LICENSE_TEXT = Path(__file__).with_name('LICENSE')
 
-_FILES = Template("""
-### Files for mobile runtimes
 
-| file | precision | size (MB) | checked against PyTorch |
-|---|---|---:|---|
-$rows
-
-They take an image as timm's transform makes it, $shape, and return logits. `model.json` says how to prepare images and
-what the classes are. A file that ends in `.xml` or `.param` needs the `.bin` file beside it.
-
-```python
-import numpy as np
-from huggingface_hub import hf_hub_download
-from timm_mobilenext.deploy.runtimes import load  # or the runtime itself
-
-run = load(hf_hub_download('$repo_id', '$first'))
-logits = run(np.zeros($shape, np.float32))
-```
-""")
+def _template(name: str) -> Template:
+    return Template(Path(__file__).with_name(name).read_text(encoding='utf-8'))
 
 
-def card(converted: Converted, repo_id: str, dataset: str | None = None, exported: Sequence[Exported] = (),
-         label_names: Sequence[str] | None = None) -> str:
+def card(
+        converted: Converted, repo_id: str, dataset: str | None = None, exported: Sequence[export.Exported] = (),
+) -> str:
     """Return the model card of a repository, in Markdown under its YAML front matter.
 
     Args:
@@ -63,32 +45,39 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None, exporte
         repo_id: Name of the repository on the Hub.
         dataset: Name of the training data on the Hub; the authors' weights are of ImageNet-1k.
         exported: Files for mobile runtimes in it.
-        label_names: Names of the classes.
     """
-    model, source, provenance = converted.model, converted.source, converted.provenance
+    model, source, origin = converted.model, converted.source, converted.provenance
     params, madds, activations = count(model)
     in_chans, height, width = model.pretrained_cfg['input_size']
-    license = provenance.get('license')
-    label_code = 'range(model.num_classes)'
-    labels = classes = f'{model.num_classes} classes' if model.num_classes else 'no classes, features only'
-    if label_names:
-        labels = ', '.join(label_names[:20]) + (f', ... {len(label_names)} in all, in config.json' * (len(label_names) > 20))
+    names = model.pretrained_cfg.get('label_names')
+    labels, label_code = 'not named', 'range(model.num_classes)'
+    if names:
+        labels = ', '.join(names[:20]) + (', ... (all in config.json)' if len(names) > 20 else '')
         label_code = "model.pretrained_cfg['label_names']"
     elif source:
-        labels, label_code = 'the 1000 of ImageNet-1k', 'timm.data.ImageNetInfo().label_descriptions()'
+        labels, label_code = 'those of ImageNet-1k', 'timm.data.ImageNetInfo().label_descriptions()'
+    reported = 'not stated'
+    if source:
+        reported = (
+            f'top-1 {source.top1} %, top-5 {source.top5} %, on ImageNet-1k validation at 224 px. The training log of the '
+            "paper's authors reports it (means over their processes); it was not measured again")
+    elif converted.top1 is not None:
+        reported = f'top-1 {converted.top1:.2f} %, as the training run reports it for its validation data'
+    license = origin.get('license', 'not stated, so nobody else may use these weights')
     shape = f'(1, {", ".join(map(str, exported[0].input_size))})' if exported else ''
-    return Template(CARD.read_text(encoding='utf-8')).substitute(
-        front=_front_matter(converted, repo_id, dataset).to_yaml(), name=repo_id.rpartition('/')[2], repo_id=repo_id,
-        classes=classes, architecture=provenance['architecture'], height=height, width=width, in_chans=in_chans,
-        mode='L' if in_chans == 1 else 'RGB', num_features=model.head_hidden_size, labels=labels, label_code=label_code,
-        trained_on='ImageNet-1k' if source else f'https://huggingface.co/datasets/{dataset}' if dataset else 'not stated',
+    return _template('card.md').substitute(
+        origin, front=_front_matter(converted, repo_id, dataset).to_yaml(), name=repo_id.rpartition('/')[2],
+        repo_id=repo_id, num_classes=model.num_classes, labels=labels, label_code=label_code, in_chans=in_chans,
+        height=height, width=width, mode='L' if in_chans == 1 else 'RGB', num_features=model.head_hidden_size,
+        trained_on='ImageNet-1k' if source else dataset or 'not stated', reported=reported,
         params=f'{params / 1e6:.2f}', madds=f'{madds / 1e9:.2f}', activations=f'{activations / 1e6:.2f}',
-        license='The Clear BSD License, text in LICENSE' if license == LICENSE else license or (
-            'not stated, so nobody else may use these weights'),
-        install=_install(repo_id), results=_results(converted), provenance=_provenance(converted),
-        files=_FILES.substitute(
-            rows='\n'.join(f'| `{f.path.name}` | {f.precision} | {f.bytes / 1e6:.2f} | {f.check()} |' for f in exported),
-            repo_id=repo_id, shape=shape, first=exported[0].path.name) if exported else '')
+        license='The Clear BSD License, text in LICENSE' if license == LICENSE else license, install=_install(repo_id),
+        blob=origin.get('git_blob_id', 'none') + (', verified before it was read' if source else ''),
+        derived_from='' if 'derived_from' not in origin else (
+            f"\n- **Derived from:** weights of the paper's authors, {origin['derived_from']}"),
+        files='' if not exported else _template('card_files.md').substitute(
+            repo_id=repo_id, shape=shape, first=exported[0].path.name, rows='\n'.join(
+                f'| `{f.path.name}` | {f.precision} | {f.bytes / 1e6:.2f} | {f.check()} |' for f in exported)))
 
 
 def _front_matter(converted: Converted, repo_id: str, dataset: str | None) -> ModelCardData:
@@ -119,12 +108,12 @@ def _front_matter(converted: Converted, repo_id: str, dataset: str | None) -> Mo
 
 
 def _install(repo_id: str) -> str:
-    """Return how a reader of a card installs this package: as this copy of it was, where that is public.
+    """Return how a reader installs this package: as this copy of it was installed, where that works for others.
 
-    Repositories of `HUB_OWNER` are published with a release of the package, which is on PyPI.
+    The repositories of `HUB_OWNER` are published with a release, which is on PyPI.
     """
     try:
-        said = distribution('timm-mobilenext').read_text('direct_url.json')  # pip writes it unless an index had the package
+        said = distribution('timm-mobilenext').read_text('direct_url.json')  # None where pip had it from an index
     except PackageNotFoundError:
         said = '{}'
     origin = json.loads(said or '{}')
@@ -132,34 +121,9 @@ def _install(repo_id: str) -> str:
         return '```sh\npip install timm-mobilenext\n```'
     if 'vcs_info' in origin:
         return f"```sh\npip install 'git+{origin['url']}@{origin['vcs_info']['commit_id']}'\n```"
-    return f'This needs the Python package `timm-mobilenext` {__version__}, in a copy that no package index has yet.'
-
-
-def _results(converted: Converted) -> str:
-    if converted.source is None:
-        return 'Not stated.' if converted.top1 is None else (
-            f'Top-1 accuracy {converted.top1:.2f} %, as the training run reports it for its validation data.')
-    lines = [
-        "ImageNet-1k validation at 224 px, as the training logs of the paper's authors report it (means over their",
-        'processes). Not measured again.', '',
-        '| model | params (M) | GMACs | top-1 (%) | top-5 (%) |', '|---|---:|---:|---:|---:|']
-    for name, its in SOURCES.items():
-        params, madds, _ = count(timm.create_model(name, device='meta'))
-        bold = '**' if name == converted.provenance['architecture'] else ''
-        lines.append(
-            f'| {bold}{name}{bold} | {params / 1e6:.2f} | {madds / 1e9:.2f} | {its.top1:.3f} | {its.top5:.3f} |')
-    return '\n'.join(lines)
-
-
-def _provenance(converted: Converted) -> str:
-    provenance, source = converted.provenance, converted.source
-    said = {
-        'Source': provenance['source'],
-        'Git blob id of the source': provenance.get('git_blob_id', '') + (', verified before it was read' if source else ''),
-        'Converted by': f'{provenance["converter"]}, names of the weights changed, values not',
-        'Derived from': 'derived_from' in provenance and f"weights of the paper's authors, {provenance['derived_from']}",
-    }
-    return '\n'.join(f'- **{key}:** {text}' for key, text in said.items() if text)
+    return (
+        f'The code below needs the Python package `timm-mobilenext` {__version__}. The copy that wrote this card was not '
+        'installed from a package index.')
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False, overwrite: bool = False) -> str:
@@ -245,10 +209,9 @@ def publish(
                 f"{LICENSE} if you fine-tuned weights of the paper's authors.")
         repo_id = repo_id or f'{HUB_OWNER}/{converted.provenance["architecture"]}.in1k'
         save(converted, folder, label_names)
-        exported = write(
+        exported = export.write(
             converted, formats, folder, label_names=label_names, **(export_options or {})) if formats else []
-        names = label_names or converted.model.pretrained_cfg.get('label_names')
-        (folder / 'README.md').write_text(card(converted, repo_id, dataset, exported, names), encoding='utf-8')
+        (folder / 'README.md').write_text(card(converted, repo_id, dataset, exported), encoding='utf-8')
         if converted.provenance.get('license') == LICENSE:
             (folder / 'LICENSE').write_text(LICENSE_TEXT.read_text(encoding='utf-8'), encoding='utf-8')
     return repo_id
@@ -257,7 +220,7 @@ def publish(
 def main(argv: list[str]) -> int:
     """Run `python -m timm_mobilenext publish` with these arguments."""
     command = cli.parser('publish', __doc__)
-    add_options(command)
+    cli.add_weights(command)
     command.add_argument('--repo-id', metavar='OWNER/NAME', help=(
         "name of the repository (default, only for the authors' weights: timm-mobilenext/NAME.in1k)"))
     command.add_argument('--dataset', metavar='ID', help='training data, by its name on the Hub')
@@ -266,14 +229,14 @@ def main(argv: list[str]) -> int:
     command.add_argument('--overwrite', action='store_true', help='replace other weights and the card there')
     command.add_argument('--format', nargs='+', default=[], metavar='FORMAT', help=(
         'add files for mobile runtimes, as export writes them, with its options'))
-    options(command)
+    export.options(command)
     args = command.parse_args(argv)
     if (args.int8 or args.weights) and not args.format:
         command.error('--int8 and --weights are about files for mobile runtimes: name their --format')
     with cli.clear_errors():
         repo_id = publish(
-            **chosen(args), repo_id=args.repo_id, dataset=args.dataset, needs_license=args.push, formats=args.format,
-            export_options=chosen_for_files(args))
+            repo_id=args.repo_id, dataset=args.dataset, needs_license=args.push, formats=args.format,
+            export_options=export.chosen(args), **cli.chosen(args))
         folder = Path(args.output)
         print(f'{folder}: {", ".join(sorted(file.name for file in folder.iterdir()))}')
         if not args.push:
