@@ -37,7 +37,7 @@ def checkout(client) -> Path:
 def release(client, checkout):
     """A function that runs the tool with arguments and pins, and returns its exit code and the lines it prints."""
     def run(*args: str, pins: dict[str, str] | None = None) -> tuple[int, list[str]]:
-        code = client.wait(client.start(RUN.format(list(args)), HUB_IDS=json.dumps(pins or {})))
+        code = client.wait(client.start(RUN.format(list(args)), PINS=json.dumps(pins or {})))
         return code, client.stdout.splitlines()
     return run
 
@@ -80,7 +80,7 @@ def test_check_before_publishing(server, release):
     code, lines = release('check')
     assert code == 1
     assert lines == [
-        f'no release: timm-mobilenext/{name}.in1k is not pinned to a commit (`python tools/release.py publish --write`)'
+        f'no release: {name}.in1k is not pinned to a commit (`python tools/release.py publish --write`)'
         for name in sorted(SOURCES)]
     assert server.log == []
 

@@ -409,8 +409,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MobileNeXt) -> dict[
         RuntimeError: If keys or shapes are not the model's, apart from classifier and input channels, which timm
             adapts, or the weights are of a network that pads in another way.
     """
-    state_dict = authors.from_official(_layers.weights(state_dict), model)
-    _layers.check_fit(state_dict, model, first_conv='stem.conv', classifier='classifier')
+    state_dict = authors.from_official(state_dict, model)
+    authors.check_fit(state_dict, model, first_conv='stem.conv', classifier='classifier')
     return state_dict
 
 
@@ -427,14 +427,26 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
     }
 
 
-# The file name keeps timm from taking a pickle. Architectures without weights get the tag `untrained`, see _entrypoint.
+# The address is that of the authors' file. tools/release.py adds the repository on the Hub, pinned to a commit: without
+# one, whoever registers the name chooses the weights. The file name keeps timm from taking a pickle. Architectures
+# without weights get the tag `untrained`, see _entrypoint.
 _in1k_cfg = partial(_cfg, hf_hub_filename='model.safetensors', license=authors.LICENSE)
 default_cfgs = generate_default_cfgs({
-    'mobilenext_100.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_100.in1k'),
-    'mobilenext_100_id050.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_100_id050.in1k'),
-    'mobilenext_s.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_s.in1k'),
-    'mobilenext_l.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_l.in1k'),
-    'mobilenext_l_ghost.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_l_ghost.in1k'),
+    'mobilenext_100.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_100'].url,
+        hf_hub_id=''),
+    'mobilenext_100_id050.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_100_id050'].url,
+        hf_hub_id=''),
+    'mobilenext_s.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_s'].url,
+        hf_hub_id=''),
+    'mobilenext_l.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_l'].url,
+        hf_hub_id=''),
+    'mobilenext_l_ghost.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_l_ghost'].url,
+        hf_hub_id=''),
 })
 
 

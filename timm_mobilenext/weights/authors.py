@@ -8,9 +8,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn as nn
 
 LICENSE = 'bsd-3-clause-clear'  # of the weights; the text is in the file LICENSE
+HUB_OWNER = 'timm-mobilenext'  # of the repositories on the Hub that a release publishes
 COMMIT = '195ee737952e2f8d729a14b51651748caf35794c'
 _TREE = f'https://github.com/zhoudaquan/rethinking_bottleneck_design/raw/{COMMIT}'
 
@@ -38,22 +40,6 @@ class Source:
         """Name of the file in a cache, where the authors' `model_best.pth.tar` would be all five."""
         return f'mobilenext-{self.url.split("/")[-2]}-{self.blob[:8]}.pth.tar'
 
-    def weights(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """Return the state dict of the file that the reported accuracy belongs to, with the authors' keys.
-
-        Args:
-            checkpoint: What the file holds.
-
-        Raises:
-            RuntimeError: If it does not hold it.
-        """
-        key = 'state_dict_ema' if self.ema else 'state_dict'
-        if not isinstance(checkpoint.get(key), dict):
-            raise RuntimeError(
-                f"The authors' file {self.url} has {', '.join(map(str, checkpoint))}, expected {key}: the reported "
-                f'{self.top1} % are of it. Please report this, with the names that it has.')
-        return checkpoint[key]
-
 
 # The summary.csv of the first two is of the raw weights (model_ema: false in args.yaml), of the others of the EMA's.
 SOURCES = {
@@ -73,6 +59,16 @@ SOURCES = {
         f'{_TREE}/mobilenext/output/5_68M_76_8/model_best.pth.tar',
         '2a7772ab796a0b6598068e1755ce3378a0c10f1d', 76.788, 93.178, ema=True),
 }
+
+
+def find_source(name: str) -> Source | None:
+    """Return the file that pretrained weights come from, None if there is none.
+
+    Args:
+        name: Name of a model, with the tag of the weights or without.
+    """
+    architecture, _, tag = name.partition('.')
+    return SOURCES.get(architecture) if tag in ('', 'in1k') else None
 
 
 @dataclass(frozen=True)
@@ -178,6 +174,63 @@ def from_official(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
             name = f'{prefix}.{layers[match[2]]}' if match[2] in layers else None
         out[key if name is None else f'{name}.{leaf}'] = value
     return out
+
+
+def _known_misfit(state_dict: dict[str, Any], model: nn.Module, first_conv: str) -> str:
+    """Return why the keys of a state dict are not the model's, '' if that is not one of the two usual reasons."""
+    for key in state_dict:
+        for sign in (f'{first_conv}.weight', *_SIGNS):
+            if key.endswith(f'.{sign}'):
+                prefix = key.removesuffix(sign)
+                return (
+                    f'The keys of the checkpoint begin with {prefix!r}, which a wrapper of the model added. Load '
+                    f'{{key.removeprefix({prefix!r}): value for key, value in state_dict.items()}}.')
+    if f'{first_conv}.bias' in state_dict and f'{first_conv}.bias' not in model.state_dict():
+        return (
+            'The checkpoint is of a folded network (timm.utils.reparameterize_model): its batch norms are part of the '
+            'convs, which cannot be undone. Load the checkpoint from before, or fold a new model and load it there.')
+    return ''
+
+
+def check_fit(state_dict: dict[str, Any], model: nn.Module, first_conv: str, classifier: str) -> None:
+    """Raise an error unless a state dict has the model's keys and shapes, except for what timm adapts.
+
+    timm loads with strict=False where classes or features differ, which would take any checkpoint at all in silence.
+    Can be removed when timm's `load_pretrained` checks all but the classifier and the input channels.
+
+    Args:
+        state_dict: A state dict in the model's layout.
+        model: The model.
+        first_conv: Name of the conv whose input channels timm adapts.
+        classifier: Name of the layer whose classes timm adapts.
+
+    Raises:
+        RuntimeError: If other keys or shapes differ.
+    """
+    def first(keys: list[str]) -> str:
+        return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
+
+    def shape(key: str, tensor: torch.Tensor) -> tuple[int, ...]:
+        full = tuple(tensor.shape)
+        return full[:1] + full[2:] if key == f'{first_conv}.weight' else full
+
+    def rest(state: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in state.items() if not key.startswith(f'{classifier}.')}
+
+    expected, found = rest(model.state_dict()), rest(state_dict)
+    unknown = [key for key in found if key not in expected]
+    missing = [key for key in expected if key not in found and not key.endswith('num_batches_tracked')]
+    if unknown or missing:
+        raise RuntimeError(_known_misfit(state_dict, model, first_conv) or (
+            f'The checkpoint is not of this {type(model).__name__}:'
+            + (f' it has {first(unknown)}, which the model does not have;' if unknown else '')
+            + (f' it lacks {first(missing)};' if missing else '')
+            + ' expected the keys of the same architecture. Create the one that the checkpoint was made from.'))
+    for key, value in found.items():
+        if shape(key, value) != shape(key, expected[key]):
+            raise RuntimeError(
+                f'The checkpoint is of another width or architecture: {key} has shape {tuple(value.shape)}, expected '
+                f'{tuple(expected[key].shape)}. Create the architecture or width that the checkpoint was made from.')
 
 
 # Their detector: https://github.com/houqb/ssdlite-pytorch-mobilenext, ssd/modeling/backbone/mobilenext.py. Its backbone
