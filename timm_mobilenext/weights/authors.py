@@ -178,13 +178,12 @@ def from_official(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
 
 def _known_misfit(state_dict: dict[str, Any], model: nn.Module, first_conv: str) -> str:
     """Return why the keys of a state dict are not the model's, '' if that is not one of the two usual reasons."""
-    for key in state_dict:
-        for sign in (f'{first_conv}.weight', *_SIGNS):
-            if key.endswith(f'.{sign}'):
-                prefix = key.removesuffix(sign)
-                return (
-                    f'The keys of the checkpoint begin with {prefix!r}, which a wrapper of the model added. Load '
-                    f'{{key.removeprefix({prefix!r}): value for key, value in state_dict.items()}}.')
+    for sign in (f'{first_conv}.weight', *_SIGNS):
+        prefix = next((key.removesuffix(sign) for key in state_dict if key.endswith(f'.{sign}')), '')
+        if prefix and sign not in state_dict:
+            return (
+                f'The keys of the checkpoint begin with {prefix!r}, which a wrapper of the model added. Load '
+                f'{{key.removeprefix({prefix!r}): value for key, value in state_dict.items()}}.')
     if f'{first_conv}.bias' in state_dict and f'{first_conv}.bias' not in model.state_dict():
         return (
             'The checkpoint is of a folded network (timm.utils.reparameterize_model): its batch norms are part of the '
