@@ -82,8 +82,7 @@ def check_loads(content: bytes, suffix: str) -> bool:
                 SMALL, pretrained=True, pretrained_cfg_overlay=dict(file=str(path), num_classes=3), num_classes=3,
                 **TINY)
             loads = True
-        except RuntimeError as error:
-            assert str(error)
+        except RuntimeError:
             loads = False
         code, _, err = launch(
             'convert', SMALL, str(path), '-o', f'{work}/out', '--model-kwargs', f'stages={TINY["stages"]}')

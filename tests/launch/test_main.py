@@ -138,9 +138,9 @@ def test_data_workers(tmp_path, method):
 
 
 @pytest.mark.parametrize(('args', 'said'), [
-    (['missing.py'], "'missing.py' is not a command, and there is no file missing.py in {}. Give a command (conv"),
+    (['missing.py'], "'missing.py' is not a command, and there is no file missing.py in {}. Give a command"),
     (['scripts/missing.py'], 'and there is no file missing.py in {}/scripts. Give'),
-    (['conver', 'x'], 'Did you mean convert? Give a command (convert, publish, export, web, doctor), the path of a s'),
+    (['conver', 'x'], f'Did you mean convert? Give a command ({", ".join(COMMANDS)}), the path of a script, or'),
     (['--versoin'], "'--versoin' is not an option. Did you mean --version? Give"),
     (['-m'], '-m needs a module: -m MODULE [ARGS].'),
     (['-m', 'missing.module'], "No module named 'missing'"),
