@@ -25,8 +25,8 @@ import timm, torch
 import timm_mobilenext
 from timm_mobilenext.weights import authors
 logging.disable(logging.WARNING)
-authors, blob, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-source = dataclasses.replace(authors.SOURCES['mobilenext_100_id050'], url=authors, blob=blob)
+url, blob, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+source = dataclasses.replace(authors.SOURCES['mobilenext_100_id050'], url=url, blob=blob)
 authors.SOURCES['mobilenext_100_id050'] = source
 names = {'mobilenetv2_100': 'mobilenetv2_100.ra_in1k', 'mobilenext_100': 'mobilenext_100',
          "mobilenext_100_id050, authors' file": 'mobilenext_100_id050'}

@@ -1,4 +1,4 @@
-"""tools/release.py: the authors' weights onto the Hub, the pins, and the check that a release takes no others."""
+"""tools/release.py: the authors' weights on the Hub, the pins, and the check that a release has no other weights."""
 import json
 import re
 import shutil
@@ -47,8 +47,9 @@ def commits(server) -> list[str]:
     return [request.split('/')[4] for request in server.log if '/commit/' in request]
 
 
+@pytest.mark.slow  # converts and uploads all five, twice
 def test_publish_then_check(server, client, checkout, release):
-    """One command puts all five on the Hub and pins them, again after a failure, and then alone the check passes."""
+    """One command puts all five on the Hub and pins them, also after a failure; only then does the check pass."""
     models = checkout / 'timm_mobilenext' / 'mobilenext.py'
     before = models.read_text()
     foreign = server.hub / 'timm-mobilenext' / 'mobilenext_s.in1k'  # of someone who was there first
@@ -76,7 +77,7 @@ def test_publish_then_check(server, client, checkout, release):
 
 
 def test_check_before_publishing(server, release):
-    """While nothing is pinned the check fails, with a line for each, and asks nobody."""
+    """While nothing is pinned the check fails, with a line for each, and without a request."""
     code, lines = release('check')
     assert code == 1
     assert lines == [
@@ -85,26 +86,23 @@ def test_check_before_publishing(server, release):
     assert server.log == []
 
 
+@pytest.mark.slow  # a process for each fault
 @pytest.mark.parametrize(('fault', 'said'), [
-    ('none', None),
     ('branch', f'{REPO}@main is not pinned to a commit'),
     ('no such commit', 'RevisionNotFoundError: '),
     ('branch like a commit', f'the Hub takes {"0" * 40} for a name of '),
     ('one bit', r'other values in 1 of \d+ tensors, classifier.bias for one'),
-    ('one tensor less', 'other tensors: classifier.bias'),
     ('another origin', f'the header says git blob id {"0" * 40}, expected '),
     ("authors' file", r'RuntimeError: \S+/files/mobilenext_100/model_best.pth.tar gave \d+ bytes with git blob id'),
 ])
 def test_check_of_one_pin(fault, said, on_hub, server, client, release):
-    """A pin is refused that is no commit, or whose weights differ by a bit, or in what their header says of them."""
+    """A pin is refused that is not a commit, or whose weights or their header are not those of the authors' file."""
     file = server.hub / REPO / 'model.safetensors'
     with safe_open(file, 'pt') as opened:
         metadata = opened.metadata()
         weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no dictionary
     if fault == 'one bit':
         weights['classifier.bias'].view(torch.int32)[0] ^= 1
-    elif fault == 'one tensor less':
-        del weights['classifier.bias']
     elif fault == 'another origin':
         metadata['git_blob_id'] = '0' * 40
     elif fault == 'branch like a commit':
@@ -122,21 +120,17 @@ def test_check_of_one_pin(fault, said, on_hub, server, client, release):
     assert code == 1
     others = [line for line in lines if 'mobilenext_100.in1k' not in line]
     assert len(others) == 4  # which are not pinned
-    assert len(lines) == 4 + bool(said)
-    if said:
-        found, = set(lines) - set(others)
-        assert re.search(said, found), found
+    found, = set(lines) - set(others)
+    assert re.search(said, found), found
 
 
 @pytest.mark.parametrize(('tag', 'changelog', 'said'), [
     ('v0.0.0', f'## [{VERSION}] - 2026-01-31\n', f'the tag is v0.0.0, but the package is v{VERSION}'),
-    (VERSION, f'## [{VERSION}] - 2026-01-31\n', f'the tag is {VERSION}, but the package is v{VERSION}'),
     (f'v{VERSION}', '## [Unreleased]\n', f'CHANGELOG.md has no `## [{VERSION}] - YYYY-MM-DD`'),
-    (f'v{VERSION}', f'## [{VERSION}] - 2026-01-31\n', None),
 ])
 def test_check_of_tag(tag, changelog, said, checkout, release):
-    """A release is of the version of the package, which its changelog has with a date."""
+    """The tag of a release is the version of the package, which its changelog has with a date."""
     (checkout / 'CHANGELOG.md').write_text(changelog)
     code, lines = release('check', '--tag', tag)
     assert code == 1
-    assert [line for line in lines if 'is not pinned' not in line] == ([f'no release: {said}'] if said else [])
+    assert [line for line in lines if 'is not pinned' not in line] == [f'no release: {said}']

@@ -31,9 +31,15 @@ COMMANDS = {
 }
 
 
-def _error(message: str) -> int:
-    print(f'timm_mobilenext: {message}', file=sys.stderr)
-    return 2
+def _unknown(word: str) -> str:
+    """Say what is wrong with a word that is neither a command nor a script, and what it could be."""
+    folder, name = os.path.split(os.path.abspath(word))
+    what = 'not an option' if word.startswith('-') else f'not a command, and there is no file {name} in {folder}'
+    near = difflib.get_close_matches(word, [*COMMANDS, '--resume-newest', '--version', '--help'], 1, 0.7)
+    return ' '.join([
+        f'{word!r} is {what}.',
+        *(f'Did you mean {match}?' for match in near),
+        f'Give a command ({", ".join(COMMANDS)}), the path of a script, or -m MODULE (--help explains).'])
 
 
 def main() -> int:
@@ -47,21 +53,25 @@ def main() -> int:
         print(f'timm-mobilenext {__version__}')
         return 0
     if args[0] in COMMANDS:
-        return importlib.import_module(f'timm_mobilenext.{COMMANDS[args[0]][0]}').main(args[1:])
+        try:
+            return importlib.import_module(f'timm_mobilenext.{COMMANDS[args[0]][0]}').main(args[1:])
+        except KeyboardInterrupt:
+            script.fail('interrupted.')
+    folder = None
     if args[0] == '--resume-newest':
         if len(args) < 3:
-            return _error('--resume-newest needs a folder and a script: --resume-newest DIR SCRIPT.py [ARGS].')
-        checkpoint = newest_checkpoint(args[1])
-        args = args[2:] + (['--resume', checkpoint] if checkpoint else [])
-    if args[0] == '-m' and len(args) > 1:
+            script.fail('--resume-newest needs a folder and a script: --resume-newest DIR SCRIPT.py [ARGS].')
+        _, folder, *args = args
+    if args == ['-m']:
+        script.fail('-m needs a module: -m MODULE [ARGS].')
+    if args[0] != '-m' and not os.path.isfile(args[0]):
+        script.fail(_unknown(args[0]))
+    checkpoint = newest_checkpoint(folder) if folder else None
+    args += ['--resume', checkpoint] if checkpoint else []
+    if args[0] == '-m':
         script.run_module(args[1], args[2:])
-        return 0
-    if args[0].startswith('-') or not os.path.isfile(args[0]):
-        near = difflib.get_close_matches(args[0], COMMANDS, 1)
-        return _error(
-            f'there is no command and no file {args[0]!r}. ' + (f'Did you mean {near[0]!r}? ' if near else '')
-            + f'Commands: {", ".join(COMMANDS)}; or give the path of a script, or -m MODULE (--help explains).')
-    script.run_script(args[0], args[1:])
+    else:
+        script.run_script(args[0], args[1:])
     return 0
 
 

@@ -9,7 +9,7 @@ equal.
 
 Tests on models that ours are not added to, with the reason:
     test_model_inference: about a recording of outputs in timm's own repositories on the Hub
-    test_model_load_pretrained, test_model_features_pretrained: need the network; tests/test_pretrained.py makes their
+    test_model_load_pretrained, test_model_features_pretrained: need the network; tests/test_builder.py makes their
         calls, and more of the kind, on loopback
     test_catavgmax_unsupported: for families that cannot concatenate pooled features, this one can
     test_pruned_*: in-tree models whose pruning recipe lies inside timm

@@ -1,8 +1,8 @@
 """The launcher, `python -m timm_mobilenext`: what runs under it runs as under Python, with the models registered."""
-import contextlib
-import importlib
+import importlib.metadata
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 
+from timm_mobilenext import doctor
 from timm_mobilenext.__main__ import COMMANDS, main
 
 SCRIPT = """
@@ -26,6 +27,9 @@ if __name__ == '__main__':
     if sys.argv[1] == 'terminate':
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
+    if sys.argv[1] == 'runpy':
+        import runpy
+        runpy.run_module('no_such_module')
     if sys.argv[1] == 'message':
         sys.exit('a last word')
     sys.exit(7)
@@ -43,7 +47,7 @@ def same(alone: subprocess.CompletedProcess, launched: subprocess.CompletedProce
         launched.returncode, launched.stdout, launched.stderr)
 
 
-@pytest.mark.parametrize('end', ['exit', 'raise', 'interrupt', 'terminate', 'message'])
+@pytest.mark.parametrize('end', ['exit', 'raise', 'interrupt', 'terminate', 'runpy', 'message'])
 def test_script_runs_as_under_python(tmp_path, end):
     """A script gets the argv, path, file and stdin, and leaves the exit code, signal and traceback, of plain Python."""
     folder = tmp_path / 'scripts'
@@ -83,7 +87,7 @@ def test_import_error_of_a_module(tmp_path):
     assert traceback[-1] == "ModuleNotFoundError: No module named 'no_such_module'"
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason='safe_path came with Python 3.11')
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='Python 3.10 has no -P')
 def test_safe_path(tmp_path):
     """Under -P the folder of the script stays off the path, as under plain Python."""
     (tmp_path / 'script.py').write_text(SCRIPT)
@@ -121,6 +125,7 @@ def test_models_are_registered_with_the_timm_of_the_script(tmp_path):
     assert str(tmp_path / 'script.py') in result.stderr.splitlines()[1]
 
 
+@pytest.mark.slow  # three processes that import PyTorch
 @pytest.mark.parametrize('method', sorted({'spawn', 'forkserver'} & {*multiprocessing.get_all_start_methods()}))
 def test_data_workers(tmp_path, method):
     """Data workers that start in a Python of their own find the script's dataset."""
@@ -132,103 +137,95 @@ def test_data_workers(tmp_path, method):
     assert python('-m', 'timm_mobilenext', 'script.py', method, cwd=tmp_path).stdout == '[0, 1, 4]\n'
 
 
-@pytest.mark.parametrize('args', [
-    ('missing.py',), ('-m', 'missing.module'), ('-m',), ('--flag',), ('autoload', 'maybe'), ('autoload',), ('conver',),
-    ('autoload', 'status', 'status'), ('--resume-newest', 'run')])
-def test_bad_input(tmp_path, args):
-    """What cannot be run is answered by one line that names it and says what was expected, with Python's exit codes."""
+@pytest.mark.parametrize(('args', 'said'), [
+    (['missing.py'], "'missing.py' is not a command, and there is no file missing.py in {}. Give a command"),
+    (['scripts/missing.py'], 'and there is no file missing.py in {}/scripts. Give'),
+    (['conver', 'x'], f'Did you mean convert? Give a command ({", ".join(COMMANDS)}), the path of a script, or'),
+    (['--versoin'], "'--versoin' is not an option. Did you mean --version? Give"),
+    (['-m'], '-m needs a module: -m MODULE [ARGS].'),
+    (['-m', 'missing.module'], "No module named 'missing'"),
+    (['--resume-newest', 'run'], '--resume-newest needs a folder and a script: --resume-newest DIR SCRIPT.py [ARGS].'),
+    (['--resume-newest', 'run', 'missing.py'], 'there is no file missing.py in {}. Give'),
+])
+def test_wrong_arguments(tmp_path, args, said):
+    """What cannot be run is answered by one line that says what is wrong and what to give instead."""
     result = python('-m', 'timm_mobilenext', *args, cwd=tmp_path)
-    assert result.returncode == (1 if args == ('-m', 'missing.module') else 2)
-    assert result.stdout == ''
+    assert (result.returncode, result.stdout) == (2, '')
     line, = result.stderr.splitlines()
     assert line.startswith('timm_mobilenext: ')
-    assert args[0 if args[0] == '--resume-newest' else -1] in line
-    if args[0] not in ('autoload', '-m') or args == ('-m',):
-        assert line.endswith(
-            'is neither a command nor a script: expected convert, export, web, publish, autoload, doctor, the path of '
-            'a script or -m MODULE (--help explains).')
+    assert said.format(tmp_path) in line.replace(os.sep, '/')
 
 
-@pytest.mark.parametrize('args', [('--help',), ('-h',), ()])
+@pytest.mark.skipif(not Path('/proc/self/mem').is_file(), reason='/proc has a file that cannot be read')
+def test_script_that_cannot_be_read(tmp_path):
+    """A script that cannot be read is answered by one line."""
+    result = python('-m', 'timm_mobilenext', '/proc/self/mem', cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == 'timm_mobilenext: /proc/self/mem cannot be read: Input/output error.\n'
+
+
+@pytest.mark.parametrize('args', [('--help',), ()])
 def test_help(tmp_path, args):
     """--help, and no argument at all, say how to run it and list the commands, without the import of PyTorch."""
     result = python('-X', 'importtime', '-m', 'timm_mobilenext', *args, cwd=tmp_path)
     assert 'python -m timm_mobilenext SCRIPT.py [ARGS]' in result.stdout
-    assert [line.split()[0] for line in result.stdout.splitlines() if line[:6].isspace()] == list(COMMANDS)
+    for name, (_, text) in COMMANDS.items():
+        assert re.search(rf'^ +{name} +{re.escape(text)}$', result.stdout, re.MULTILINE)
     assert result.returncode == 0
     assert 'torch' not in result.stderr
 
 
+def test_version(tmp_path):
+    """--version prints that of the distribution."""
+    expected = f'timm-mobilenext {importlib.metadata.version("timm-mobilenext")}\n'
+    assert python('-m', 'timm_mobilenext', '--version', cwd=tmp_path).stdout == expected
+
+
 @pytest.mark.parametrize('command', COMMANDS)
 def test_commands(command, monkeypatch, capsys):
-    """Each command has its own help, under the name that it is called by and with what its module says of itself."""
+    """Each command has its own help, under the name that it is called by."""
     monkeypatch.setattr(sys, 'argv', ['', command, '--help'])
-    with contextlib.suppress(SystemExit):
-        assert main() == 0
-    said = ' '.join(capsys.readouterr().out.split())
-    assert f'python -m timm_mobilenext {command}' in said
-    assert importlib.import_module(f'timm_mobilenext.{command}').__doc__.partition('\n')[0] in said
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert f'python -m timm_mobilenext {command}' in capsys.readouterr().out
 
 
-def test_attached_module_option(tmp_path):
-    """`python -mtimm_mobilenext` is the launcher too."""
-    (tmp_path / 'script.py').write_text(SCRIPT)
-    assert 'False False stdin' in python('-mtimm_mobilenext', 'script.py', 'exit', cwd=tmp_path).stdout
+def test_interrupted_command(monkeypatch, capsys):
+    """Ctrl-C ends a command with one line."""
+    def interrupt(args: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, 'main', interrupt)
+    monkeypatch.setattr(sys, 'argv', ['', 'doctor'])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == 'timm_mobilenext: interrupted.\n'
 
 
-def test_modules_of_the_package_import_the_models(tmp_path):
-    """A module that imports the package before timm finds all of it, whatever it is called by and with."""
-    (tmp_path / 'module.py').write_text('')
-    (tmp_path / 'package').mkdir()
-    (tmp_path / 'package' / '__init__.py').write_text('from timm_mobilenext import MobileNeXt; print(MobileNeXt)')
-    (tmp_path / 'package' / '__main__.py').write_text('')
-    assert 'MobileNeXt' in python('-m', 'package', 'timm_mobilenext', cwd=tmp_path).stdout
-
-
-@pytest.mark.parametrize('damage', ['cut', 'changed', 'empty'])
-def test_resume_newest(tmp_path, damage):
-    """The script is given the newest whole checkpoint of the end of an epoch, and what is passed over is named."""
+def test_resume_newest(tmp_path):
+    """The script is given the newest whole checkpoint of the end of an epoch, and those that are skipped are named."""
     (tmp_path / 'script.py').write_text('import sys\nprint(sys.argv)')
-    command = ('-m', 'timm_mobilenext', '--resume-newest', 'run', 'script.py', '--flag')
-    none = python(*command, cwd=tmp_path)
+    command = ('-m', 'timm_mobilenext', '--resume-newest', 'run')
+    none = python(*command, 'script.py', '--flag', cwd=tmp_path)
     assert none.stdout == "['script.py', '--flag']\n"
-    assert none.stderr == 'timm_mobilenext: starts from the beginning, with no checkpoint in run\n'
+    assert none.stderr == 'timm_mobilenext: starts from the beginning, no checkpoint in run\n'
 
-    (tmp_path / 'run').mkdir()
-    for age, name in enumerate(['recovery-2-7', 'tmp', 'last', 'checkpoint-0']):
-        path = tmp_path / 'run' / f'{name}.pth.tar'
-        torch.save({'state_dict': {'weight': torch.ones(100)}}, path)
-        os.utime(path, (0, 100 - age))
-    tmp, whole = tmp_path / 'run' / 'tmp.pth.tar', tmp_path / 'run' / 'last.pth.tar'
-    data = tmp.read_bytes()
-    tmp.write_bytes({'cut': data[:-9], 'empty': b'', 'changed': data.replace(b'\x80\x3f', b'\x81\x3f')}[damage])
-    os.utime(tmp, (0, 99))
-    result = python(*command, cwd=tmp_path)
-    assert result.stdout == "['script.py', '--flag', '--resume', 'run/last.pth.tar']\n"
-    assert result.stderr == (
-        'timm_mobilenext: passes over run/tmp.pth.tar, which is not whole\n'
-        'timm_mobilenext: goes on from run/last.pth.tar\n')
-    whole.rename(tmp_path / 'run' / 'recovery-2-9.pth.tar')
-    module = python(*command[:4], '-m', 'script', cwd=tmp_path)
-    assert module.stdout == f"['{tmp_path / 'script.py'}', '--resume', 'run/checkpoint-0.pth.tar']\n"
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel of Linux alone does that')
-@pytest.mark.parametrize('torchrun', [True, False])
-def test_process_ends_with_its_torchrun(tmp_path, torchrun):
-    """With --resume-newest no rank outlives a torchrun that was killed; a process of another parent does."""
-    (tmp_path / 'script.py').write_text(
-        'import os, time\nprint("started", flush=True)\nend = time.monotonic() + 30\n'
-        'while not os.path.exists("go") and time.monotonic() < end:\n    time.sleep(0.05)\nprint("alive")')
-    (tmp_path / 'parent.py').write_text('import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[1:]])')
-    env = {key: value for key, value in os.environ.items() if key != 'TORCHELASTIC_RUN_ID'}
-    with subprocess.Popen(
-            [sys.executable, 'parent.py', '-m', 'timm_mobilenext', '--resume-newest', 'run', 'script.py'],
-            env=env | ({'TORCHELASTIC_RUN_ID': 'run'} if torchrun else {}), cwd=tmp_path, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True) as parent:
-        assert parent.stdout.readline() == 'started\n'
-        parent.kill()
-        parent.wait()
-        if not torchrun:
-            (tmp_path / 'go').touch()
-        assert parent.stdout.read() == ('' if torchrun else 'alive\n')  # returns when nobody is left that could write
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    torch.save({'state_dict': {'weight': torch.ones(100)}}, folder / 'whole')
+    whole = (folder / 'whole').read_bytes()
+    newest_first = {
+        'recovery-2-7': whole, 'cut': whole[:-9], 'empty': b'', 'changed': whole.replace(b'\x80\x3f', b'\x81\x3f'),
+        'last': whole, 'checkpoint-0': whole}
+    for age, (name, content) in enumerate(newest_first.items()):
+        (folder / f'{name}.pth.tar').write_bytes(content)
+        os.utime(folder / f'{name}.pth.tar', (0, 100 - age))
+    result = python(*command, '-m', 'script', '--flag', cwd=tmp_path)
+    newest = os.path.join('run', 'last.pth.tar')
+    assert result.stdout == f'{[str(tmp_path / "script.py"), "--flag", "--resume", newest]}\n'
+    *skipped, last = result.stderr.splitlines()
+    assert skipped == [
+        f'timm_mobilenext: skips {os.path.join("run", name)}.pth.tar, which is damaged or incomplete'
+        for name in ('cut', 'empty', 'changed')]
+    assert last == f'timm_mobilenext: resumes from {newest}'

@@ -3,18 +3,30 @@ import os
 import runpy
 import sys
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import NoReturn
+
+# the files of the functions that a program is called by
+LAUNCHER = {__file__, str(Path(__file__).parents[1] / '__main__.py'), runpy.run_module.__code__.co_filename}
 
 
-def _is_launcher(traceback: TracebackType) -> bool:
-    return traceback.tb_frame.f_globals.get('__name__') in (__name__, 'timm_mobilenext.__main__', 'runpy') or \
-        traceback.tb_frame.f_globals.get('__package__') == 'timm_mobilenext'
+def fail(message: str) -> NoReturn:
+    """End the launcher with one line that says what was wrong, and the exit code of wrong usage."""
+    print(f'timm_mobilenext: {message}', file=sys.stderr)
+    sys.exit(2)
+
+
+def _program_part(traceback: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from the first frame of the program on; None if the launcher itself raised the error."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in LAUNCHER:
+        traceback = traceback.tb_next
+    return traceback
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print a traceback that starts with the program, without the frames of the launcher on top."""
-    while traceback is not None and _is_launcher(traceback):
-        traceback = traceback.tb_next
+    """Print the traceback that Python prints of the program without a launcher."""
+    traceback = _program_part(traceback)
     sys.__excepthook__(kind, error.with_traceback(traceback), traceback)
 
 
@@ -22,38 +34,31 @@ def run_script(path: str, args: list[str]) -> None:
     """Run a script as `python path args` does.
 
     Not by `runpy.run_path`, which changes `sys.argv[0]`, and removes `__main__` before exit handlers and threads end.
-
-    Raises:
-        OSError: If the file cannot be read.
     """
-    # as Python does, keep a ./ or ../ in the name (except on Windows)
+    # like Python, keep a ./ or ../ in the name (except on Windows)
     name = os.path.abspath(path) if os.name == 'nt' else os.path.join(os.getcwd(), path)
     loader = SourceFileLoader('__main__', name)
-    source = loader.get_data(loader.path)
+    try:
+        source = loader.get_data(name)
+    except OSError as error:
+        fail(f'{name} cannot be read: {error.strerror}.')
     if not getattr(sys.flags, 'safe_path', sys.flags.isolated):  # safe_path: since Python 3.11
         sys.path[0] = os.path.dirname(os.path.realpath(path))
     sys.argv = [path, *args]
     sys.excepthook = _excepthook
     module = ModuleType('__main__')
-    vars(module).update(__file__=loader.path, __loader__=loader, __cached__=None)
+    vars(module).update(__file__=name, __loader__=loader, __cached__=None)
     sys.modules['__main__'] = module
-    exec(compile(source, loader.path, 'exec', dont_inherit=True), vars(module))
+    exec(compile(source, name, 'exec', dont_inherit=True), vars(module))
 
 
 def run_module(module: str, args: list[str]) -> None:
-    """Run a module as `python -m module args` does.
-
-    Raises:
-        ImportError: If there is no such module, without a traceback of the program's.
-    """
+    """Run a module as `python -m module args` does."""
     sys.argv = ['-m', *args]
     sys.excepthook = _excepthook
     try:
         runpy.run_module(module, run_name='__main__', alter_sys=True)
     except ImportError as error:
-        last = error.__traceback__
-        while last is not None and last.tb_next is not None:
-            last = last.tb_next
-        if last is not None and _is_launcher(last):  # runpy's own: no such module
-            sys.exit(f'timm_mobilenext: {error}')
+        if _program_part(error.__traceback__) is None:  # no such module
+            fail(f'{error}.')
         raise
