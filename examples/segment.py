@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 import torch
 import torch.nn.functional as F
 from detect import COLORS, SIZE, VOC, save_pairs, write_label, write_row
-from PIL import Image, ImageDraw, ImageOps
+from PIL import ImageDraw, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import create_optimizer_v2
 from timm.utils import ParseKwargs, random_seed
@@ -121,7 +121,8 @@ def draw(model: torch.nn.Module, data: Masks, path: Path, count: int = 3) -> Non
                 photograph, torch.cat([labels == label for label in present]), alpha=0.5,
                 colors=[COLORS[label % len(COLORS)] for label in present]) if present else photograph)
             for k, label in enumerate(present):
-                write_label(ImageDraw.Draw(picture), (4, 4 + 20 * k), data.data.classes[label], COLORS[label % len(COLORS)])
+                color = COLORS[label % len(COLORS)]
+                write_label(ImageDraw.Draw(picture), (4, 4 + 20 * k), data.data.classes[label], color)
             pair.append(picture)
         pairs.append(pair)
     save_pairs(pairs, ('masks, from the boxes', 'found'), path)

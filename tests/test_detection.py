@@ -5,7 +5,6 @@ import json
 import runpy
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import official
@@ -18,7 +17,6 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from timm_mobilenext.detection import SSDLiteFeatureExtractor, load, save, ssdlite320
@@ -26,7 +24,6 @@ from timm_mobilenext.mobilenext import SandGlass
 
 ROOT = Path(__file__).parent.parent
 RECORDED = json.loads(Path(__file__).with_name('data').joinpath('ssdlite.json').read_text())
-NARROW = dict(width_mult=0.1)
 
 
 def drawn(count: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
@@ -42,36 +39,12 @@ def drawn(count: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]
     return images, targets
 
 
-@pytest.fixture(scope='module')
-def trained_detector() -> SSD:
-    """A small and narrow detector that has learned some drawn squares, in evaluation mode."""
-    torch.manual_seed(0)
-    model = ssdlite320(SMALL, num_classes=3, size=(160, 160), score_thresh=0.05, backbone_kwargs=NARROW)
-    optimizer = torch.optim.AdamW(model.parameters())
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=80)
-    for _ in range(80):
-        optimizer.zero_grad()
-        sum(model(*drawn(4)).values()).backward()
-        optimizer.step()
-        scheduler.step()
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(params=['state dict', 'file'])
-def given(request, tmp_path) -> Callable:
-    """A function that returns weights as they are, or the path of a checkpoint with them."""
-    def give(key: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | Path:
-        torch.save({key: weights, 'epoch': 3}, tmp_path / 'model.pth')
-        return weights if request.param == 'state dict' else tmp_path / 'model.pth'
-    return give
-
-
-def test_authors_features(given):
+def test_authors_features():
     """The keys of the authors' SSDLite load; parameters, multiply-adds and the six maps are theirs."""
     gain = official.OFFICIAL['models']['mnext_100']['weight_gain']
     weights = {k: v for k, v in official.state_dict('mnext_100').items() if not k.startswith('classifier')}
     weights |= {key: official.fill(key, shape, gain) for key, shape in RECORDED['extras'].items()}
-    model = ssdlite320('mobilenext_100', weights_backbone=given('model', weights)).backbone.eval()
+    model = ssdlite320('mobilenext_100', weights_backbone=weights).backbone.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shapes = [list(features.shape[1:]) for features in model(torch.zeros(1, 3, 320, 320)).values()]
     assert shapes == RECORDED['shapes_320']
@@ -85,10 +58,11 @@ def test_authors_features(given):
         assert (got.flatten()[:8] - torch.tensor(want['first8'])).abs().max() < 2e-3 * want['std']
 
 
-def test_classifier_weights(given):
-    """Weights of a classifier of any number of classes load."""
+def test_classifier_file(tmp_path):
+    """A checkpoint of a classifier of any number of classes loads into the backbone."""
     weights = timm.create_model(SMALL, num_classes=7).state_dict()
-    body = ssdlite320(SMALL, weights_backbone=given('state_dict', weights)).backbone.body
+    torch.save(dict(state_dict=weights, epoch=3), tmp_path / 'best.pth.tar')
+    body = ssdlite320(SMALL, weights_backbone=tmp_path / 'best.pth.tar').backbone.body
     assert all(torch.equal(value, weights[key]) for key, value in body.state_dict().items())
 
 
@@ -120,9 +94,7 @@ def test_backbones(name, channels):
     """MobileNeXt and timm's other networks make a detector, whose gradients reach all parameters."""
     model = ssdlite320(name, num_classes=3)
     assert model.backbone.out_channels == [*channels, 512, 256, 256, 128]
-    losses = model(*drawn(2))
-    assert {*losses} == {'bbox_regression', 'classification'}
-    sum(losses.values()).backward()
+    sum(model(*drawn(2)).values()).backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
@@ -153,20 +125,17 @@ def test_recompute_act():
 def test_file(tmp_path):
     """A detector of any default boxes, backbone and channels is the same again from its file, which has the classes."""
     boxes = DefaultBoxGenerator([[2]] * 6, scales=[0.08, 0.4, 0.5, 0.65, 0.8, 0.95, 1.], clip=False)
-    model = ssdlite320('mobilenext_050', 2, backbone_kwargs=dict(in_chans=1, identity_ratio=0.5, **NARROW),
+    model = ssdlite320('mobilenext_050', 2, backbone_kwargs=dict(in_chans=1, identity_ratio=0.5, width_mult=0.1),
                        anchor_generator=boxes, topk_candidates=7).to(memory_format=torch.channels_last).eval()
     path = tmp_path / 'model.safetensors'
     save(model, path, ['background', 'cell'])
-    again, classes = load(path)
+    (again, classes), images = load(path), [torch.rand(1, 50, 60)]
     assert classes == ['background', 'cell']
-    images = [torch.rand(1, 50, 60)]
     for same in (again, copy.deepcopy(model)):  # timm's EMA makes such a copy
         torch.testing.assert_close(same(images), model(images))
     assert again(images)[0]['boxes'].shape == (7, 4)
     with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "anchor_generator.scales"'):
         model.load_state_dict(load_file(path))  # which knows no default boxes
-    with pytest.raises(ValueError, match='There are 3 class names: expected 2, the background among them'):
-        save(model, path, ['background', 'cell', 'more'])
     with pytest.raises(ValueError, match=r'cannot be written with its arguments \(.*type is not JSON serializable\)'):
         save(ssdlite320(SMALL, 2, norm_layer=torch.nn.BatchNorm2d), tmp_path / 'other.safetensors', ['no', 'yes'])
     assert [path.name for path in tmp_path.iterdir()] == ['model.safetensors']
@@ -188,12 +157,22 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.slow
-def test_docs_code(trained_detector, tmp_path, monkeypatch):
+def test_docs_code(tmp_path, monkeypatch):
     """The Python of docs/detection.md runs as it stands: it finds an object, ONNX and TorchScript the same boxes."""
     runtime = pytest.importorskip('onnxruntime', reason="onnxruntime is not installed, which 'export' brings")
+    torch.manual_seed(0)
+    model = ssdlite320(SMALL, num_classes=3, size=(160, 160), score_thresh=0.05, backbone_kwargs=dict(width_mult=0.1))
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=80)
+    for _ in range(80):
+        optimizer.zero_grad()
+        sum(model(*drawn(4)).values()).backward()
+        optimizer.step()
+        scheduler.step()
+    model.eval().requires_grad_(False)
     monkeypatch.chdir(tmp_path)
     Path('detect').mkdir()
-    save(trained_detector, 'detect/ssdlite320.safetensors', ['background', 'bright', 'dark'])
+    save(model, 'detect/ssdlite320.safetensors', ['background', 'bright', 'dark'])
     images, targets = drawn(3)
     Image.fromarray((images[0] * 255).byte().permute(1, 2, 0).numpy()).save('photograph.jpg', 'png')
     blocks, printed = (ROOT / 'docs' / 'detection.md').read_text().split('```python\n'), []
@@ -204,13 +183,13 @@ def test_docs_code(trained_detector, tmp_path, monkeypatch):
     exec(export, namespace)
     session = runtime.InferenceSession('ssdlite320.onnx')
     for image in [*images, torch.nn.functional.interpolate(images[1][None], (200, 300))[0]]:
-        want = trained_detector([image])[0]
+        want = model([image])[0]
         boxes, scores, _ = map(torch.from_numpy, session.run(['boxes', 'scores', 'labels'], {'image': image.numpy()}))
         torch.testing.assert_close(scores, want['scores'], rtol=1e-3, atol=1e-3)  # in order
         # rounding differs by processor, and boxes change places where scores are nearly equal
         order = torch.cdist(boxes, want['boxes'], compute_mode='donot_use_mm_for_euclid_dist').argmin(1)
         torch.testing.assert_close(boxes, want['boxes'][order], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(torch.jit.script(trained_detector)(images)[1], trained_detector(images))
+    torch.testing.assert_close(torch.jit.script(model)(images)[1], model(images))
     exec(loop, namespace)
     assert load('mine.safetensors')[1] == ['background', 'red', 'white', 'platelet']
 
@@ -225,8 +204,8 @@ def write_sample(name: str, labels: list, image: Image.Image = PHOTOGRAPH, box: 
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(f'{path}.jpg' if image.mode in ('RGB', 'CMYK') else f'{path}.png', exif=image.getexif())
-    sides = ''.join(f'<{side}>{x}</{side}>' for side, x in zip(('xmin', 'ymin', 'xmax', 'ymax'), box, strict=True))
-    nodes = ''.join(f'<object><name>{label}</name><bndbox>{sides}</bndbox></object>' for label in labels)
+    box = '<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>'.format(*box)
+    nodes = ''.join(f'<object><name>{label}</name>{box}</object>' for label in labels)
     nodes += ''.join(f'<{key}>{value}</{key}>' for key, value in parts.items())
     path.with_suffix('.xml').write_text(f'<annotation>{nodes}</annotation>')
 
@@ -239,13 +218,9 @@ def example(request, tmp_path, monkeypatch) -> types.ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / 'examples'))
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(request.param)
-
-    def run(*args: str) -> None:
-        monkeypatch.setattr('sys.argv', [
-            'example', '--data-dir', 'data', '--train', 'train', '--epochs', '2', '--batch-size', '2',
-            '--backbone-kwargs', 'width_mult=0.1', '--output', 'out', *args])
-        module.main()
-    module.run = run
+    arguments = ['--data-dir=data', '--train=train', '--epochs=2', '--batch-size=2', '--output=out']
+    module.run = lambda *args: (monkeypatch.setattr('sys.argv', [
+        'example', *arguments, '--backbone-kwargs', 'width_mult=0.1', *args]), module.main())
     return module
 
 
@@ -267,9 +242,7 @@ def test_examples_end(labels, example, capsys):
     for name, boxes in (('train/0', labels), ('train/1', ['bright']), ('train/2', []), ('test/0', ['bright'])):
         write_sample(f'data/{name}', boxes)
     example.run()
-    printed = capsys.readouterr().out
-    assert 'train: 1 of 3 images have no boxes' in printed
-    assert ('test: no boxes of dark' in printed) == ('dark' in labels)
+    assert ('test: no boxes of dark' in capsys.readouterr().out) == ('dark' in labels)
     names, values = (line.split(',') for line in Path('out/results.csv').read_text().splitlines())
     metrics = {name: float(value) for name, value in zip(names, values, strict=True) if name[:3] in ('map', 'iou')}
     assert {*metrics} in ({'map', 'map_50', 'map_bright'}, {'iou', 'iou_bright'})
@@ -342,11 +315,8 @@ def test_bad_folder(labels, parts, args, message, example):
     """What cannot be trained on ends in one line before any training, which names the file."""
     write_sample('data/train/0', labels, **parts)
     write_sample('data/test/0', ['bright'])
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(SystemExit, match=f'^error: .*{message}'):
         example.run(*args)
-    assert error.value.code.startswith('error: ')
-    assert message in error.value.code
-    assert '\n' not in error.value.code
     assert not Path('out').exists()
 
 

@@ -92,7 +92,7 @@ class SSDLiteFeatureExtractor(nn.Module):
         """
         super().__init__()
         self.body = _body(model).eval()
-        with torch.no_grad():  # maps are at least 2 x 2 pixels, as some norms want
+        with torch.no_grad():
             maps = self.body(torch.zeros(1, in_chans, 64, 64, device=next(model.parameters()).device))
         self.body.train()
         *taps, in_chs = (features.shape[1] for features in maps)
