@@ -1,33 +1,116 @@
-"""Train SSDLite on a MobileNeXt on any folder in the layout of PASCAL VOC, from scratch on a CPU if need be.
+"""Train SSDLite on a MobileNeXt to find objects in photographs of your own, from scratch on a CPU if need be.
 
-    pip install '.[detection]' && python examples/detect.py --data-dir BCCD --train trainval --test test
+    pip install '.[detection]'
+    python examples/detect.py --data-dir photographs --train train --test test
 
-The folder has JPEGImages, Annotations and ImageSets/Main, as that of https://github.com/Shenggan/BCCD_Dataset, 364
-photographs of blood cells. mAP is torchmetrics', a picture shows what is found. docs/detection.md has what came out.
+photographs/train and photographs/test have the photographs with their annotations beside them, as labelImg writes
+them; or photographs has the layout of PASCAL VOC. docs/detection.md draws both and shows how to use what comes out.
 """
 import argparse
 import csv
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from timm.optim import create_optimizer_v2
 from timm.utils import ParseKwargs, random_seed
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics.detection import MeanAveragePrecision
 from torchvision import tv_tensors
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.transforms import v2
-from torchvision.utils import draw_bounding_boxes, make_grid, save_image
-from tqdm import tqdm
 
-from timm_mobilenext.detection import check_targets, ssdlite320
+try:
+    import pycocotools  # noqa: F401 - torchmetrics asks for it once there is something to evaluate
+    from torchmetrics.detection import MeanAveragePrecision
+    from tqdm import tqdm
+
+    from timm_mobilenext.detection import save, ssdlite320
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed: pip install '.[detection]' in the folder of this repository")
 
 SIZE = (320, 320)  # pixels, of SSDLite
+COLORS = ['crimson', 'royalblue', 'green', 'chocolate', 'purple', 'teal', 'deeppink', 'saddlebrown']
+
+
+def find_annotations(root: Path, split: str) -> tuple[list[Path], Path]:
+    """Return the annotations of a split and the folder of its images.
+
+    They are those that ImageSets/Main lists, in the layout of PASCAL VOC, or those in the folder of the split's name.
+    """
+    listing, folder = root / 'ImageSets' / 'Main' / f'{split}.txt', root / split
+    if listing.is_file():
+        names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+        return [root / 'Annotations' / f'{name}.xml' for name in names], root / 'JPEGImages'
+    if any(folder.glob('*.xml')):
+        return sorted(folder.glob('*.xml')), folder
+    splits = sorted({path.stem for path in listing.parent.glob('*.txt')} or {
+        path.parent.name for path in root.glob('*/*.xml') if path.parent.name != 'Annotations'})
+    raise ValueError(
+        f'{root} has no split {split!r}: expected {listing}, or a folder {folder} of images with their annotations '
+        'beside them. ' + (f'There are {", ".join(splits)}: choose with --train and --test.' if splits else
+                           'Move the images and annotations into two such folders, one to train and one to test on.'))
+
+
+class Sample(NamedTuple):
+    """An image and its objects."""
+
+    image: Path
+    is_turned: bool  # whether the boxes are of the image as viewers turn it by its EXIF data, or as it lies in the file
+    objects: list[tuple[str, list[float]]]  # class and box, x1, y1, x2, y2 in pixels
+
+
+def read_annotation(path: Path, images: dict[str, Path]) -> Sample:
+    """Read an annotation, and of its image as much as says whether the boxes belong to it.
+
+    Args:
+        path: The annotation.
+        images: The images that there are, by name without suffix.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+        size = tuple(int(root.findtext(f'size/{side}') or 0) for side in ('width', 'height'))
+        objects = [
+            (node.findtext('name').strip(), [
+                float(node.findtext(f'bndbox/{side}')) for side in ('xmin', 'ymin', 'xmax', 'ymax')])
+            for node in root.iter('object')]
+    except (OSError, ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{path} cannot be read as an annotation of PASCAL VOC: expected XML in which each object has a name, and '
+            f'a bndbox of the numbers xmin, ymin, xmax and ymax ({error}).') from error
+    # PASCAL VOC and labelImg both call an annotation as its image; `filename` may be of before it was converted
+    name = root.findtext('filename') or path.stem
+    image = images.get(path.stem) or images.get(PureWindowsPath(name).stem)
+    if image is None:
+        raise ValueError(f'{path} is of an image {name!r} that does not exist: expected {path.stem}.jpg or the like.')
+    with Image.open(image) as file:
+        stored, mode = file.size, file.mode
+        shown = stored[::-1] if file.getexif().get(ExifTags.Base.Orientation, 1) > 4 else stored
+    if mode == 'F':
+        raise ValueError(f'{image} has floating-point numbers: expected 8 or 16 bits, as PNG and JPEG have them.')
+    if all(size) and size not in (shown, stored):
+        raise ValueError(
+            f'{path} is of an image of {size[0]} x {size[1]} pixels, {image} has {shown[0]} x {shown[1]}: expected '
+            'equal sizes, since the boxes are in pixels.')
+    is_turned = not all(size) or size == shown
+    width, height = shown if is_turned else stored
+    return Sample(image, is_turned, [
+        (label, [max(x1, 0.), max(y1, 0.), min(x2, width), min(y2, height)]) for label, (x1, y1, x2, y2) in objects])
+
+
+def read_image(path: Path, is_turned: bool = True) -> Image.Image:
+    """Return an image in RGB, 8 bits a channel, turned as its EXIF data says or as it lies in the file."""
+    image = Image.open(path)
+    if is_turned:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):  # 16 bits of grey, which PIL's conversion cuts off at 255
+        image = image.convert('I').point(lambda value: value / 257).convert('L')
+    return image.convert('RGB')
 
 
 class VOC(Dataset):
@@ -39,68 +122,56 @@ class VOC(Dataset):
     def __init__(self, root: Path, split: str, classes: list[str] | None = None, transform: v2.Transform | None = None):
         """
         Args:
-            root: Folder with JPEGImages, Annotations and ImageSets/Main.
-            split: Name of a file in ImageSets/Main, without its suffix.
-            classes: Names of the classes, of which the first is label 1; by default those in the annotations, sorted.
+            root: Folder in the layout of PASCAL VOC, or of folders of images with their annotations beside them.
+            split: Name of a file in ImageSets/Main, without its suffix, or of such a folder.
+            classes: Names of the labels, of which 0 is the background; by default those in the annotations, sorted.
             transform: Augmentation of image and target.
 
         Raises:
             ValueError: If a file is missing or cannot be trained on, naming the file.
         """
-        listing = root / 'ImageSets' / 'Main' / f'{split}.txt'
-        if not listing.exists():
-            raise ValueError(
-                f'{listing} does not exist: expected a folder in the layout of PASCAL VOC and a split of it, of which '
-                f'there are {", ".join(sorted(path.stem for path in listing.parent.glob("*.txt"))) or "none"}.')
-        names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
-        annotations = [root / 'Annotations' / f'{name}.xml' for name in names]
-        self.images, objects, flat = [], [], []
+        annotations, folder = find_annotations(root, split)
+        suffixes = Image.registered_extensions()
+        images = {path.stem: path for path in sorted(folder.glob('*')) if path.suffix.lower() in suffixes}
+        self.samples, flat, present = [], [], {}
         for path in annotations:
-            image, boxes = self.read(path)
-            self.images.append(root / 'JPEGImages' / image)
-            if not self.images[-1].is_file():
-                raise ValueError(
-                    f'{path} names the image {image}, which is not in {root / "JPEGImages"}: add it, or take '
-                    f'{path.stem} out of {listing}.')
-            objects.append([(name, box) for name, box in boxes if box[0] < box[2] and box[1] < box[3]])
-            flat += [path] * (len(boxes) - len(objects[-1]))
+            sample = read_annotation(path, images)
+            objects = [(name, box) for name, box in sample.objects if box[0] < box[2] and box[1] < box[3]]
+            flat += [path] * (len(sample.objects) - len(objects))
+            self.samples.append(sample._replace(objects=objects))
+            present |= {name: path for name, _ in objects}
         if flat:
             print(f'{split}: {len(flat)} boxes have no area and are left out, the first in {flat[0]}')
-        if not all(objects):
-            print(f'{split}: {objects.count([])} of {len(objects)} images have no boxes, from which SSD learns nothing')
-        self.classes = classes or sorted({name for boxes in objects for name, _ in boxes})
-        self.targets = []
-        for path, boxes in zip(annotations, objects, strict=True):
-            unknown = {name for name, _ in boxes} - {*self.classes}
-            if unknown:
-                raise ValueError(
-                    f'{path} has the class {unknown.pop()!r}, expected one of {", ".join(self.classes)}: correct the '
-                    'name, or name all classes with --classes.')
-            self.targets.append(dict(
-                boxes=torch.tensor([box for _, box in boxes], dtype=torch.float32).reshape(-1, 4),
-                labels=torch.tensor([self.classes.index(name) + 1 for name, _ in boxes], dtype=torch.long)))
-        check_targets(self.targets, len(self.classes) + 1, [*map(str, annotations)])
+        if not present:
+            raise ValueError(f'The split {split!r} of {root} has no boxes in {len(annotations)} images: expected some.')
+        empty = sum(not sample.objects for sample in self.samples)
+        if empty:
+            print(f'{split}: {empty} of {len(annotations)} images have no boxes, from which SSD learns nothing')
+        self.classes = classes or ['__background__', *sorted(present)]
+        for name in present.keys() - self.classes[1:]:
+            raise ValueError(
+                f'{present[name]} has the class {name!r}, expected one of {", ".join(self.classes[1:])}: correct the '
+                'name, or name all classes with --classes.')
+        absent = [name for name in self.classes[1:] if name not in present]
+        if absent:
+            print(f'{split}: no boxes of {", ".join(absent)}')
+        self.targets = [dict(
+            boxes=torch.tensor([box for _, box in sample.objects], dtype=torch.float32).reshape(-1, 4),
+            labels=torch.tensor([self.classes.index(name) for name, _ in sample.objects], dtype=torch.long),
+        ) for sample in self.samples]
         self.transform = transform
-
-    @staticmethod
-    def read(path: Path) -> tuple[str, list[tuple[str, list[float]]]]:
-        """Return the image file of an annotation, and the class and the box of each of its objects."""
-        try:
-            root = ElementTree.parse(path).getroot()
-            return root.findtext('filename') or '', [
-                (node.findtext('name') or '', [
-                    float(node.find('bndbox').findtext(side)) for side in ('xmin', 'ymin', 'xmax', 'ymax')])
-                for node in root.iter('object')]
-        except (OSError, ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f'{path} cannot be read as an annotation of PASCAL VOC: {error}.') from error
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.images)
+        return len(self.samples)
+
+    def photograph(self, i: int) -> Image.Image:
+        """Return an image in its own size."""
+        return read_image(*self.samples[i][:2])
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return an image and its target."""
-        image = tv_tensors.Image(Image.open(self.images[i]).convert('RGB'))
+        image = tv_tensors.Image(self.photograph(i))
         boxes = tv_tensors.BoundingBoxes(self.targets[i]['boxes'], format='XYXY', canvas_size=image.shape[-2:])
         target = dict(self.targets[i], boxes=boxes)
         image, target = v2.Resize(SIZE)(image, target)
@@ -114,8 +185,8 @@ def collate(samples: list) -> tuple:
     return tuple(map(list, zip(*samples, strict=True)))
 
 
-def train(model: torch.nn.Module, data: Dataset, args: argparse.Namespace) -> None:
-    """Train the model with AdamW and one cycle of the learning rate."""
+def train(model: torch.nn.Module, data: Dataset, args: argparse.Namespace) -> Iterator[int]:
+    """Train the model with AdamW and one cycle of the learning rate, and yield the number of each finished epoch."""
     loader = DataLoader(
         data, args.batch_size, shuffle=True, drop_last=len(data) >= args.batch_size, collate_fn=collate,
         num_workers=args.workers, persistent_workers=args.workers > 0)
@@ -134,6 +205,7 @@ def train(model: torch.nn.Module, data: Dataset, args: argparse.Namespace) -> No
                 scheduler.step()
                 progress.set_description(f'epoch {epoch + 1}/{args.epochs}, loss {loss.item():.3f}')
                 progress.update()
+            yield epoch + 1
 
 
 @torch.inference_mode()
@@ -141,40 +213,88 @@ def evaluate(model: torch.nn.Module, data: VOC, batch_size: int) -> tuple[dict[s
     """Return the metrics in percent, as COCO defines them, and what the model found in each image."""
     model.eval()
     metric, found = MeanAveragePrecision(class_metrics=True), []
+    metric.warn_on_many_detections = False  # that COCO counts the 100 best of an image
     for images, targets in tqdm(DataLoader(data, batch_size, collate_fn=collate), desc='evaluating', leave=False):
         found += model(images)
         metric.update(found[-len(images):], targets)
     result = metric.compute()
     metrics = {'map': result['map'], 'map_50': result['map_50']}
-    metrics |= {f'map_{data.classes[label - 1]}': value for label, value in zip(
-        result['classes'].tolist(), result['map_per_class'], strict=True)}
-    return {name: 100 * value.item() for name, value in metrics.items()}, found
+    labels, values = (result[name].reshape(-1) for name in ('classes', 'map_per_class'))  # numbers if there is one
+    metrics |= {f'map_{data.classes[label]}': value for label, value in zip(labels.tolist(), values, strict=True)}
+    return {name: 100 * value.item() for name, value in metrics.items() if value >= 0}, found  # -1: no boxes of a class
 
 
-def draw(data: VOC, found: list[dict], path: Path, count: int = 6, score: float = 0.5) -> None:
-    """Write a picture of the first images with what was found in them, each class in a color of its own."""
-    colors = ['crimson', 'royalblue', 'limegreen', 'darkorange', 'purple', 'teal', 'gold', 'magenta']
-    pictures = []
-    for (image, _), boxes in zip((data[i] for i in range(min(count, len(data)))), found, strict=False):
-        keep = boxes['scores'] > score
-        labels = boxes['labels'][keep].tolist()
-        pictures.append(draw_bounding_boxes(
-            image, boxes['boxes'][keep], [data.classes[label - 1] for label in labels],
-            colors=[colors[label % len(colors)] for label in labels] or None, width=2))
-    save_image(make_grid(pictures, nrow=3, padding=4, pad_value=1.), path)
+def write_label(draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, color: str) -> None:
+    """Write a text on white, its corner at x and y."""
+    font = ImageFont.load_default(14)
+    draw.rectangle(draw.textbbox(xy, text, font), fill='white', outline='white', width=2)
+    draw.text(xy, text, color, font)
 
 
-def main() -> None:
-    """Run the example."""
+def draw_boxes(image: Image.Image, target: dict[str, torch.Tensor], classes: list[str]) -> None:
+    """Draw boxes, in shares of the image, with their classes and scores, the best score on top."""
+    draw = ImageDraw.Draw(image)
+    scores = target.get('scores', torch.ones(len(target['labels'])))
+    order = scores.argsort()
+    boxes = (target['boxes'][order] * torch.tensor(image.size * 2)).tolist()
+    colors = [COLORS[label % len(COLORS)] for label in target['labels'][order].tolist()]
+    for box, color in zip(boxes, colors, strict=True):
+        draw.rectangle(box, outline=color, width=2)
+    for i, box, color in zip(order.tolist(), boxes, colors, strict=True):
+        name = classes[target['labels'][i]]
+        write_label(draw, (box[0] + 3, box[1] + 3), f'{name} {scores[i]:.2f}' if 'scores' in target else name, color)
+
+
+def save_pairs(pairs: list[tuple[Image.Image, Image.Image]], titles: tuple[str, str], path: Path) -> None:
+    """Write a picture of pairs of images of equal size, one below the other, under two titles."""
+    width = max(image.width for image, _ in pairs)
+    page = Image.new('RGB', (2 * width + 8, sum(image.height + 8 for image, _ in pairs) + 24), 'white')
+    for i, title in enumerate(titles):
+        write_label(ImageDraw.Draw(page), (i * (width + 8), 4), title, 'black')
+    y = 24
+    for pair in pairs:
+        for i, image in enumerate(pair):
+            page.paste(image, (i * (width + 8), y))
+        y += pair[0].height + 8
+    page.save(path, quality=90)
+
+
+def draw(data: VOC, found: list[dict], path: Path, count: int = 3, score: float = 0.5) -> None:
+    """Write a picture of the first images, with their boxes on the left and what was found in them on the right."""
+    pairs = []
+    for i in range(min(count, len(data))):
+        photograph = data.photograph(i)
+        left = ImageOps.contain(photograph, (480, 480))
+        right = left.copy()
+        target = data.targets[i]
+        draw_boxes(left, dict(target, boxes=target['boxes'] / torch.tensor(photograph.size * 2)), data.classes)
+        keep = found[i]['scores'] > score
+        boxes = {name: value[keep] for name, value in found[i].items()}
+        draw_boxes(right, dict(boxes, boxes=boxes['boxes'] / torch.tensor(SIZE * 2)), data.classes)
+        pairs.append((left, right))
+    save_pairs(pairs, ('annotated', f'found, scores above {score}'), path)
+
+
+def write_row(row: dict[str, Any], path: Path) -> None:
+    """Write a CSV file of one row."""
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, row, lineterminator='\n')
+        writer.writeheader()
+        writer.writerow(row)
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('--data-dir', type=Path, required=True, help='folder with JPEGImages, Annotations and ImageSets')
+    add('--data-dir', type=Path, required=True, help='folder of folders of images and annotations, or of PASCAL VOC')
     add('--train', default='trainval', metavar='SPLIT', help='split to train on (default: %(default)s)')
     add('--test', default='test', metavar='SPLIT', help='split to evaluate on (default: %(default)s)')
     add('--classes', nargs='+', help='names of the classes (default: those of the training annotations)')
     add('--backbone', default='mobilenext_035', help='any of timm with taps (default: %(default)s)')
     add('--backbone-kwargs', nargs='*', default={}, action=ParseKwargs, help='e.g. width_mult=0.46')
     add('--pretrained', action='store_true', help='start from pretrained weights of the backbone')
+    add('--weights-backbone', type=Path, metavar='FILE', help='start from a classifier that you trained')
     add('--epochs', type=int, default=20, help='(default: %(default)s)')
     add('--batch-size', type=int, default=8, help='(default: %(default)s)')
     add('--lr', type=float, default=2e-3, help='highest learning rate (default: %(default)s)')
@@ -186,18 +306,21 @@ def main() -> None:
     add('--workers', type=int, default=0, help='processes that load images (default: %(default)s)')
     add('--seed', type=int, default=0, help='(default: %(default)s)')
     add('--output', type=Path, default=Path('detect'), help='folder for what comes out (default: %(default)s)')
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Run the example."""
+    args = parse_args()
     random_seed(args.seed)
     try:
         augment = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(args.vflip)])
-        data = VOC(args.data_dir, args.train, args.classes, augment)
+        data = VOC(args.data_dir, args.train, args.classes and ['__background__', *args.classes], augment)
         test = VOC(args.data_dir, args.test, data.classes)
         model = ssdlite320(
-            args.backbone, len(data.classes) + 1, pretrained_backbone=args.pretrained,
-            backbone_kwargs=args.backbone_kwargs, iou_thresh=args.iou_thresh,
-            anchor_generator=DefaultBoxGenerator([[2, 3]] * 6, scales=args.scales))
-    except ValueError as error:
+            args.backbone, len(data.classes), args.pretrained, args.weights_backbone, args.backbone_kwargs,
+            iou_thresh=args.iou_thresh, anchor_generator=DefaultBoxGenerator([[2, 3]] * 6, scales=args.scales))
+    except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     model.to(memory_format=torch.channels_last)
     params = sum(p.numel() for p in model.parameters())
@@ -205,24 +328,26 @@ def main() -> None:
         model.eval()([torch.zeros(3, *SIZE)])
     madds = counter.get_total_flops() // 2
     print(f'SSDLite on {args.backbone}: {params / 1e6:.2f} M parameters, {madds / 1e6:.1f} M multiply-adds; '
-          f'{len(data)} images to train on, {len(test)} to test on, classes {", ".join(data.classes)}')
+          f'{len(data)} images to train on, {len(test)} to test on, classes {", ".join(data.classes[1:])}')
 
-    cpu = time.process_time()
-    train(model, data, args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    weights = args.output / 'ssdlite320.safetensors'
+    last, cpu = 'no epoch was finished', time.process_time()
+    try:
+        for epoch in train(model, data, args):
+            save(model, weights, data.classes)
+            last = f'{weights} is of epoch {epoch}'
+    except KeyboardInterrupt:
+        sys.exit(f'interrupted: {last}')
     cpu = time.process_time() - cpu
     metrics, found = evaluate(model, test, args.batch_size)
-    args.output.mkdir(parents=True, exist_ok=True)
-    draw(test, found, args.output / 'found.jpg')
-    torch.save(model.state_dict(), args.output / 'ssdlite320.pth')
-    row = dict(
+    write_row(dict(
         backbone=args.backbone, **args.backbone_kwargs, params=params, madds=madds, epochs=args.epochs, seed=args.seed,
-        cpu_seconds=round(cpu), **{name: f'{value:.2f}' for name, value in metrics.items()})
-    with (args.output / 'results.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, row, lineterminator='\n')
-        writer.writeheader()
-        writer.writerow(row)
-    print(f'mAP {metrics["map"]:.1f} %, mAP50 {metrics["map_50"]:.1f} % after {cpu / 60:.1f} CPU-minutes; '
-          f'picture, weights and results in {args.output}')
+        cpu_seconds=round(cpu), **{name: f'{value:.2f}' for name, value in metrics.items()}),
+        args.output / 'results.csv')
+    draw(test, found, args.output / 'found.jpg')
+    print(f'mAP {metrics["map"]:.1f} %, mAP50 {metrics["map_50"]:.1f} % after {cpu / 60:.1f} CPU-minutes; picture, '
+          f"results and weights in {args.output}. To use them: timm_mobilenext.detection.load('{weights}')")
 
 
 if __name__ == '__main__':

@@ -6,14 +6,19 @@ The photographs and boxes are those of examples/detect.py. The masks are derived
 by hand: each cell is the ellipse in its box, larger cells under smaller ones. docs/detection.md has what came out.
 """
 import argparse
-import csv
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import segmentation_models_pytorch as smp
+try:
+    import segmentation_models_pytorch as smp
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed: pip install '.[segmentation]' in the folder of this repository")
 import torch
 import torch.nn.functional as F
-from detect import SIZE, VOC
+from detect import COLORS, SIZE, VOC, save_pairs, write_label, write_row
+from PIL import ImageDraw, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import create_optimizer_v2
 from timm.utils import ParseKwargs, random_seed
@@ -21,13 +26,13 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassJaccardIndex
 from torchvision.transforms import Normalize
-from torchvision.utils import draw_segmentation_masks, make_grid, save_image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_segmentation_masks
 from tqdm import tqdm
 
 import timm_mobilenext  # noqa: F401 - registers the models
 
 IMAGE_SIZE = 192  # pixels
-COLORS = ['crimson', 'royalblue', 'limegreen', 'darkorange', 'purple', 'teal', 'gold', 'magenta']
 
 
 class Masks(Dataset):
@@ -65,8 +70,8 @@ class Masks(Dataset):
         return image, mask
 
 
-def train(model: torch.nn.Module, data: Dataset, args: argparse.Namespace) -> None:
-    """Train the model with AdamW and one cycle of the learning rate."""
+def train(model: torch.nn.Module, data: Dataset, args: argparse.Namespace) -> Iterator[int]:
+    """Train the model with AdamW and one cycle of the learning rate, and yield the number of each finished epoch."""
     loader = DataLoader(data, args.batch_size, shuffle=True, drop_last=len(data) >= args.batch_size)
     steps = args.epochs * len(loader)
     optimizer = create_optimizer_v2(model, opt='adamw', lr=args.lr, weight_decay=0.05)
@@ -84,42 +89,61 @@ def train(model: torch.nn.Module, data: Dataset, args: argparse.Namespace) -> No
                 scheduler.step()
                 progress.set_description(f'epoch {epoch + 1}/{args.epochs}, loss {loss.item():.3f}')
                 progress.update()
+            yield epoch + 1
 
 
 @torch.inference_mode()
 def evaluate(model: torch.nn.Module, data: Masks, classes: list[str]) -> dict[str, float]:
     """Return the intersection over union of each class and their mean without the background, in percent."""
     model.eval()
-    metric = MulticlassJaccardIndex(len(classes) + 1, average=None)
+    metric = MulticlassJaccardIndex(len(classes), average=None)
     for images, masks in DataLoader(data, 16):
         metric.update(model(images), masks)
+    present = metric.confmat.sum(1)[1:] > 0  # in the masks
     iou = 100 * metric.compute()[1:]
-    return {'iou': iou.mean().item()} | {f'iou_{name}': value.item() for name, value in zip(classes, iou, strict=True)}
+    return {'iou': iou[present].mean().item()} | {
+        f'iou_{name}': value.item() for name, value, there in zip(classes[1:], iou, present, strict=True) if there}
 
 
 @torch.inference_mode()
 def draw(model: torch.nn.Module, data: Masks, path: Path, count: int = 3) -> None:
-    """Write a picture of the first images with their masks above and with what the model finds below."""
+    """Write a picture of the first images, with their masks on the left and with what the model finds on the right."""
     model.eval()
-    above, below = [], []
+    pairs = []
     for i in range(min(count, len(data))):
         image, mask = data[i]
-        found = model(image[None])[0].argmax(0)
-        picture, _ = data.data[i]
-        picture = F.interpolate(picture[None], mask.shape, mode='bilinear', antialias=True)[0]
-        for row, labels in ((above, mask), (below, found)):
+        photograph = pil_to_tensor(ImageOps.contain(data.data.photograph(i), (480, 480)))
+        pair = []
+        for labels in (mask, model(image[None])[0].argmax(0)):
+            labels = F.interpolate(labels[None, None].byte(), photograph.shape[-2:])[0]
             present = [label for label in labels.unique().tolist() if label]
-            row.append(draw_segmentation_masks(
-                picture, torch.stack([labels == label for label in present]), alpha=0.5,
-                colors=[COLORS[label % len(COLORS)] for label in present]) if present else picture)
-    save_image(make_grid(above + below, nrow=len(above), padding=4, pad_value=1.), path)
+            picture = to_pil_image(draw_segmentation_masks(
+                photograph, torch.cat([labels == label for label in present]), alpha=0.5,
+                colors=[COLORS[label % len(COLORS)] for label in present]) if present else photograph)
+            for k, label in enumerate(present):
+                color = COLORS[label % len(COLORS)]
+                write_label(ImageDraw.Draw(picture), (4, 4 + 20 * k), data.data.classes[label], color)
+            pair.append(picture)
+        pairs.append(pair)
+    save_pairs(pairs, ('masks, from the boxes', 'found'), path)
+
+
+def save(model: torch.nn.Module, folder: Path, classes: list[str]) -> None:
+    """Write the model and the names of its classes to a folder, each file once it is whole."""
+    part = folder.with_name('model.part')
+    model.save_pretrained(part)
+    (part / 'classes.txt').write_text('\n'.join(classes) + '\n')
+    folder.mkdir(exist_ok=True)
+    for path in part.iterdir():
+        path.replace(folder / path.name)
+    part.rmdir()
 
 
 def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('--data-dir', type=Path, required=True, help='folder with JPEGImages, Annotations and ImageSets')
+    add('--data-dir', type=Path, required=True, help='folder, as examples/detect.py takes it')
     add('--train', default='trainval', metavar='SPLIT', help='split to train on (default: %(default)s)')
     add('--test', default='test', metavar='SPLIT', help='split to evaluate on (default: %(default)s)')
     add('--backbone', default='mobilenext_035', help='any of timm (default: %(default)s)')
@@ -132,11 +156,14 @@ def main() -> None:
     args = parser.parse_args()
 
     random_seed(args.seed)
-    data = VOC(args.data_dir, args.train)
-    test = VOC(args.data_dir, args.test, data.classes)
+    try:
+        data = VOC(args.data_dir, args.train)
+        test = VOC(args.data_dir, args.test, data.classes)
+    except (OSError, ValueError) as error:
+        sys.exit(f'error: {error}')
     model = smp.FPN(
         f'tu-{args.backbone}', encoder_weights=None, decoder_pyramid_channels=64, decoder_segmentation_channels=32,
-        classes=len(data.classes) + 1, **args.backbone_kwargs)
+        classes=len(data.classes), **args.backbone_kwargs)
     params = sum(p.numel() for p in model.parameters())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
@@ -144,22 +171,24 @@ def main() -> None:
     print(f'FPN on {args.backbone}: {params / 1e6:.2f} M parameters, {madds / 1e6:.1f} M multiply-adds')
 
     model.to(memory_format=torch.channels_last)
-    cpu = time.process_time()
-    train(model, Masks(data, flip=True), args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    folder = args.output / 'model'
+    last, cpu = 'no epoch was finished', time.process_time()
+    try:
+        for epoch in train(model, Masks(data, flip=True), args):
+            save(model, folder, data.classes)
+            last = f'{folder} is of epoch {epoch}'
+    except KeyboardInterrupt:
+        sys.exit(f'interrupted: {last}')
     cpu = time.process_time() - cpu
     metrics = evaluate(model, Masks(test), data.classes)
-    args.output.mkdir(parents=True, exist_ok=True)
-    draw(model, Masks(test), args.output / 'found.jpg')
-    model.save_pretrained(args.output / 'model')
-    row = dict(
+    write_row(dict(
         backbone=args.backbone, **args.backbone_kwargs, params=params, madds=madds, epochs=args.epochs, seed=args.seed,
-        cpu_seconds=round(cpu), **{name: f'{value:.2f}' for name, value in metrics.items()})
-    with (args.output / 'results.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, row, lineterminator='\n')
-        writer.writeheader()
-        writer.writerow(row)
-    print(f'mean IoU of {", ".join(data.classes)}: {metrics["iou"]:.1f} % after {cpu / 60:.1f} CPU-minutes; picture, '
-          f'model and results in {args.output}')
+        cpu_seconds=round(cpu), **{name: f'{value:.2f}' for name, value in metrics.items()}),
+        args.output / 'results.csv')
+    draw(model, Masks(test), args.output / 'found.jpg')
+    print(f'mean IoU {metrics["iou"]:.1f} % after {cpu / 60:.1f} CPU-minutes; picture, results and model in '
+          f"{args.output}. To use it: segmentation_models_pytorch.from_pretrained('{folder}')")
 
 
 if __name__ == '__main__':

@@ -3,8 +3,8 @@
 torchvision's ssdlite.py with another backbone: its `SSD`, `SSDLiteHead` and `DefaultBoxGenerator`, so its losses and
 its post-processing. The taps and the extra blocks are those of the authors' detector, which `authors.py` names.
 """
+import json
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,97 +12,104 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
-from timm.models import EfficientNet, create_feature_extractor
-from timm.models._efficientnet_blocks import InvertedResidual
-from torchvision.models.detection._utils import retrieve_out_channels
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from timm.models import clean_state_dict, load_state_dict
+from torch import fx
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
-from torchvision.models.detection.ssdlite import SSDLiteHead, _normal_init
-from torchvision.models.feature_extraction import DualGraphModule
+from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
-from timm_mobilenext.weights import authors
 from timm_mobilenext.mobilenext import MobileNeXt
-from timm_mobilenext.weights.download import read
+from timm_mobilenext.weights import authors
 
 # The authors' extra blocks: output channels, ratio of the bottleneck to the input channels
 _EXTRA = ((512, 0.2), (256, 0.25), (256, 0.5), (128, 0.5))
+_SCALES = 'anchor_generator.scales'  # key in a file
 
 
-def feature_nodes(model: Any) -> list[str]:
-    """Return the names of the nodes, in the graph of torch.fx, that SSDLite takes from a model.
+class _Tracer(fx.Tracer):
+    """Traces into the modules that hold one of the named ones and calls all others whole, hooks and all."""
 
-    They are the tap at stride 16, the tap at stride 32 and, unless that is the second tap, the end of the network,
-    where the extra blocks start. In a MobileNeXt the taps are behind the expansion of the block that strides from 16 to
-    32 and of the last block, before their last depthwise conv, as in the authors' detector. In timm's networks of
-    inverted residuals they are behind the expansion of the block that strides and at the end, as in torchvision's. In
-    any other network they are the features of these strides that `features_only` has.
+    def __init__(self, names: Sequence[str] = ()) -> None:  # without for a copy by pickle
+        super().__init__()
+        self.names = names
 
-    Args:
-        model: A model that timm created.
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module is called whole."""
+        return not any(name.startswith(f'{module_qualified_name}.') for name in self.names)
 
-    Raises:
-        ValueError: If the model has no feature maps of strides 16 and 32.
+
+def _body(model: Any) -> fx.GraphModule:
+    """Return the model without its head, as a graph that returns the maps which SSDLite takes from it.
+
+    They are the tap at stride 16, the tap at stride 32 and the end, where the extra blocks start. In a MobileNeXt the
+    taps are what enters the last depthwise conv of the block that strides from 16 to 32 and of the last block, as in
+    the authors' detector. In timm's networks of inverted residuals they are what enters the depthwise conv that
+    strides and the pooling, as in torchvision's, in any other network the features that `features_only` has.
     """
     info = {tap['reduction']: tap for tap in getattr(model, 'feature_info', [])}  # the last of each reduction
     if not {16, 32} <= info.keys():
         raise ValueError(
             f'{type(model).__name__} has feature maps of strides {[*info]}, expected 16 and 32 among them: choose a '
             'backbone that has them, for example mobilenext_100, mobilenetv2_100 or resnet18.')
-    strided = f'blocks.{info[16]["stage"]}.0' if 'stage' in info[16] else ''  # the rows follow the stem, stage 0
-    if isinstance(model, MobileNeXt):
-        rows: Any = model.blocks
-        last = f'blocks.{len(rows) - 1}.{len(rows[-1]) - 1}'
-        # in a ghost block what passes the bottleneck by is part of the expansion
-        ends = ['cat' if model.get_submodule(name).bypass_chs else 'pw_expand' for name in (strided, last)]
-        return [f'{strided}.{ends[0]}', f'{last}.{ends[1]}', 'blocks']
-    end = 'bn2' if isinstance(model, EfficientNet) else info[32]['module']  # behind its last 1x1 conv
-    if strided and isinstance(dict(model.named_modules()).get(strided), InvertedResidual):
-        return [f'{strided}.bn1', end]
-    return [info[16]['module'], end]
+    is_ours = isinstance(model, MobileNeXt)
+    strided = f'blocks.{info[16].get("stage")}.0.{"dw_end" if is_ours else "conv_dw"}'  # the rows follow the stem, 0
+    last = f'blocks.{len(model.blocks) - 1}.{len(model.blocks[-1]) - 1}.dw_end' if is_ours else info[32]['module']
+    is_there = strided in dict(model.named_modules())
+
+    graph = _Tracer([strided if is_there else info[16]['module'], last]).trace(model)
+    calls: dict[Any, Any] = {node.target: node for node in graph.nodes if node.op == 'call_module'}
+    end = calls['global_pool'].args[0] if 'global_pool' in calls else calls[last]
+    first = calls[strided].args[0] if is_there else calls[info[16]['module']]
+    second = calls[last].args[0] if is_ours else end
+    *nodes, output = graph.nodes
+    output.args, output.type = ((first, second, end),), None
+    for node in reversed(nodes):
+        if not node.users and node.op != 'placeholder':
+            graph.erase_node(node)
+    return fx.GraphModule(model, graph)
 
 
 class SSDLiteFeatureExtractor(nn.Module):
     """The six feature maps of SSDLite: the two taps of a backbone, and the authors' four extra blocks behind it."""
 
-    def __init__(self, model: nn.Module, norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d) -> None:
+    def __init__(
+            self,
+            model: nn.Module,
+            norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+            in_chans: int = 3,
+    ) -> None:
         """
         Args:
             model: A model that timm created, without a classifier.
             norm_layer: Normalization of the extra blocks.
+            in_chans: Number of input channels of the model.
+
+        Raises:
+            ValueError: If the model has no feature maps of strides 16 and 32.
         """
         super().__init__()
-        nodes = feature_nodes(model)
-        self.body = create_feature_extractor(model, {node: str(i) for i, node in enumerate(nodes)})
-        *taps, in_chs = retrieve_out_channels(self.body, (64, 64))
-        self.out_channels = [*(taps if len(nodes) == 3 else [*taps, in_chs]), *(out_chs for out_chs, _ in _EXTRA)]
+        self.body = _body(model).eval()
+        with torch.no_grad():
+            maps = self.body(torch.zeros(1, in_chans, 64, 64, device=next(model.parameters()).device))
+        self.body.train()
+        *taps, in_chs = (features.shape[1] for features in maps)
+        self.out_channels = [*taps, *(out_chs for out_chs, _ in _EXTRA)]
         self.extra = nn.ModuleList()
         for out_chs, ratio in _EXTRA:
             self.extra.append(_extra_block(in_chs, out_chs, ratio, norm_layer))
             in_chs = out_chs
-        _normal_init(self.extra)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map images (B, 3, H, W) to six maps (B, C, h, w), of strides 16 and 32 and four times the half of these."""
-        maps = list(self.body(x).values())
-        x = maps[-1]
-        out = {'0': maps[0], '1': maps[1]}
+        """Map images (B, C, H, W) to six maps (B, C', h, w), of strides 16 and 32 and four times the half of these."""
+        first, second, x = self.body(x)
+        out = {'0': first, '1': second}
         for i, block in enumerate(self.extra):
             x = block(x)
             out[str(i + 2)] = x
         return out
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> 'SSDLiteFeatureExtractor':
-        """Copy `body` in its mode: torchvision's copy of it is in training mode, in torchvision 0.20 it fails."""
-        root = nn.Module()
-        for name in ('_modules', '_parameters', '_buffers'):
-            setattr(root, name, deepcopy(getattr(self.body, name), memo))
-        body = memo[id(self.body)] = DualGraphModule(
-            root, deepcopy(self.body.train_graph), deepcopy(self.body.eval_graph), type(self.body).__name__)
-        body.train(self.body.training)
-        copied = memo[id(self)] = self.__new__(type(self))
-        copied.__dict__ = deepcopy(self.__dict__, memo)
-        return copied
 
 
 def _extra_block(
@@ -113,12 +120,16 @@ def _extra_block(
 ) -> nn.Sequential:
     """Return the authors' extra block: a depthwise conv that strides, then the two pointwise of a SandGlass."""
     mid_chs = int(in_chs * ratio)
-    return nn.Sequential(
+    block = nn.Sequential(
         Conv2dNormActivation(
             in_chs, in_chs, 3, stride=2, groups=in_chs, norm_layer=norm_layer, activation_layer=nn.ReLU6),
         Conv2dNormActivation(in_chs, mid_chs, 1, norm_layer=norm_layer, activation_layer=None),
         Conv2dNormActivation(mid_chs, out_chs, 1, norm_layer=norm_layer, activation_layer=nn.ReLU6),
     )
+    for m in block.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.normal_(m.weight, std=0.03)  # torchvision's ssdlite.py, _normal_init
+    return block
 
 
 def ssdlite320(
@@ -135,7 +146,7 @@ def ssdlite320(
 
     As torchvision's `ssdlite320_mobilenet_v3_large`: it takes a list of images (3, H, W) with values from 0 to 1, in
     training a list of targets with `boxes` (N, 4) and `labels` (N,) too, and returns losses in training, else a list of
-    `boxes`, `labels` and `scores`. Other than there the backbone keeps the norms and the initialization that timm gives
+    `boxes`, `labels` and `scores`. Unlike there the backbone keeps the norms and the initialization that timm gives
     it, and images are normalized with its mean and standard deviation.
 
     Args:
@@ -144,78 +155,111 @@ def ssdlite320(
         pretrained_backbone: Take pretrained weights of the classifier, from where timm has them.
         weights_backbone: Weights of the backbone, a state dict or a file of them: a classifier's of any number of
             classes, or those of the authors' detector, which have the extra blocks too.
-        backbone_kwargs: More arguments of `timm.create_model`.
+        backbone_kwargs: More arguments of `timm.create_model`. With `in_chans` other than 3 the images have so many
+            channels, each normalized with the average of the three means and standard deviations.
         norm_layer: Normalization of the extra blocks and the heads; by default a batch norm with the authors' eps and
             momentum, which are PyTorch's, in the blocks and with torchvision's in the heads.
         anchor_generator: Default boxes on the six maps, by default torchvision's, from 0.2 to 0.95 of the image.
-        **kwargs: Arguments of torchvision's `SSD`.
+        **kwargs: Arguments of torchvision's `SSD`, `size` and `head` among them.
 
     Raises:
-        ValueError: If the backbone has no feature maps of strides 16 and 32, or there is no class but the background.
+        ValueError: If the backbone has no feature maps of strides 16 and 32, is to be `features_only`, or there is no
+            class but the background.
         RuntimeError: If the weights are not of the MobileNeXt. Those of other networks are timm's to check.
     """
     if num_classes < 2:
         raise ValueError(
             f'num_classes={num_classes} leaves no class to detect: expected at least 2, the background is one of them.')
     arguments: dict[str, Any] = dict(backbone_kwargs or {})
+    if arguments.get('features_only'):
+        raise ValueError(
+            'features_only=True in backbone_kwargs is not supported: SSDLite takes its maps from the whole network, '
+            'expected features_only=False.')
+    config = dict(backbone=backbone, num_classes=num_classes, backbone_kwargs=dict(arguments), norm_layer=norm_layer)
     extra: dict[str, Any] = {}
     if weights_backbone is not None:
-        weights = weights_backbone if isinstance(weights_backbone, Mapping) else read(weights_backbone)
-        network, extra = authors.split_ssdlite(dict(weights))
+        weights: Any = weights_backbone
+        weights = load_state_dict(str(weights)) if isinstance(weights, (str, Path)) else clean_state_dict(weights)
+        network, extra = authors.split_ssdlite(weights)
         arguments['pretrained_cfg_overlay'] = dict(state_dict=network)
     model: Any = timm.create_model(
         backbone, pretrained=pretrained_backbone or weights_backbone is not None, num_classes=0, **arguments)
-    features = SSDLiteFeatureExtractor(model, norm_layer or nn.BatchNorm2d)
+    in_chans = arguments.get('in_chans', 3)
+    features = SSDLiteFeatureExtractor(model, norm_layer or nn.BatchNorm2d, in_chans)
     if extra:
         features.extra.load_state_dict(extra)
+    mean, std = (model.pretrained_cfg[name] for name in ('mean', 'std'))
+    if in_chans != 3:
+        mean, std = ([sum(values) / len(values)] * in_chans for values in (mean, std))
 
     # from here on the numbers are those of torchvision's ssdlite.py
     if anchor_generator is None:
         anchor_generator = DefaultBoxGenerator([[2, 3] for _ in features.out_channels], min_ratio=0.2, max_ratio=0.95)
+    defaults: dict[str, Any] = dict(
+        size=(320, 320), score_thresh=0.001, nms_thresh=0.55, detections_per_img=300, topk_candidates=300,
+        image_mean=[*mean], image_std=[*std])
+    config |= defaults | kwargs
     head = SSDLiteHead(
         features.out_channels, anchor_generator.num_anchors_per_location(), num_classes,
         norm_layer or partial(nn.BatchNorm2d, eps=0.001, momentum=0.03))
-    defaults: dict[str, Any] = dict(
-        score_thresh=0.001, nms_thresh=0.55, detections_per_img=300, topk_candidates=300,
-        image_mean=[*model.pretrained_cfg['mean']], image_std=[*model.pretrained_cfg['std']])
-    return SSD(features, anchor_generator, (320, 320), num_classes, head=head, **{**defaults, **kwargs})
+    detector = SSD(
+        features, anchor_generator, num_classes=num_classes, **{'head': head, **defaults, **kwargs})
+    detector.config = config  # what `save` writes
+    return detector
 
 
-def check_targets(
-        targets: Sequence[Mapping[str, torch.Tensor]],
-        num_classes: int,
-        names: Sequence[str] | None = None,
-) -> None:
-    """Raise an error unless an SSD of so many classes can be trained on all targets.
+def save(model: SSD, path: str | Path, classes: Sequence[str]) -> None:
+    """Write a detector to a safetensors file, with all that `load` needs to build it again.
 
-    The network finds a box of no area when it comes to it, which may be in the second hour, and says of a label outside
-    the classes no more than that it is out of bounds.
+    The scales of the default boxes are a tensor of the file: `load_state_dict`, which would take its weights into a
+    detector of any default boxes, refuses it for that key.
 
     Args:
-        targets: What the network is given with the images: `boxes` (N, 4), as x1, y1, x2, y2, and `labels` (N,). An
-            image without boxes has boxes (0, 4); it teaches nothing, since SSD takes background by the number of boxes.
-        num_classes: Number of classes, the background among them.
-        names: What to call the targets in an error, by default their numbers.
+        model: What `ssdlite320` or `load` returned.
+        path: The file, which is replaced once the new one is whole.
+        classes: Name of each label, the background, which is label 0, among them.
 
     Raises:
-        ValueError: If boxes and labels do not go together, a box has no area, a label is not of the classes, or there
-            are no boxes at all.
+        ValueError: If there are more or fewer names than classes, or the model was built with an argument that cannot
+            be written, such as a `norm_layer`.
     """
-    for i, target in enumerate(targets):
-        name = names[i] if names else f'target {i}'
-        boxes, labels = target['boxes'], target['labels']
-        if boxes.shape != (len(labels), 4):
-            raise ValueError(
-                f'{name} has boxes of shape {tuple(boxes.shape)} and {len(labels)} labels: expected (N, 4) and N, for '
-                'an image without boxes (0, 4) and 0.')
-        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            if not (x1 < x2 and y1 < y2):
-                raise ValueError(
-                    f'{name} has the box ({x1:g}, {y1:g}, {x2:g}, {y2:g}), which has no area: expected x1 < x2 and '
-                    'y1 < y2. Correct the box or take it out.')
-            if not 0 < label < num_classes:
-                raise ValueError(
-                    f'{name} has the label {label}: expected 1 to {num_classes - 1}, since num_classes={num_classes} '
-                    'counts the background, which is 0.')
-    if not any(len(target['labels']) for target in targets):
-        raise ValueError(f'There are no boxes in {len(targets)} targets: expected some to learn from.')
+    boxes, config = model.anchor_generator, model.config
+    if len(classes) != config['num_classes']:
+        raise ValueError(
+            f'There are {len(classes)} class names: expected {config["num_classes"]}, the background among them.')
+    anchors = dict(aspect_ratios=boxes.aspect_ratios, steps=boxes.steps, clip=boxes.clip)
+    try:
+        description = json.dumps(dict(config=config, classes=[*classes], anchors=anchors))
+    except TypeError as error:
+        raise ValueError(
+            f'This detector cannot be written with its arguments ({error}): expected numbers, names and lists. Keep '
+            'its state_dict() and build it with ssdlite320.') from error
+    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    tensors[_SCALES] = torch.tensor(boxes.scales, dtype=torch.float64)
+    part = Path(f'{path}.part')
+    save_file(tensors, part, {'ssdlite320': description})
+    part.replace(path)
+
+
+def load(path: str | Path) -> tuple[SSD, list[str]]:
+    """Build a detector from a file of `save`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The detector, in evaluation mode, and the name of each label, the background, which is label 0, among them.
+
+    Raises:
+        ValueError: If the file is not one of `save`.
+    """
+    try:
+        with safe_open(path, 'pt') as file:
+            description = json.loads(file.metadata()['ssdlite320'])
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f'{path} is not a detector: expected a file of timm_mobilenext.detection.save.') from error
+    tensors = load_file(path)
+    boxes = DefaultBoxGenerator(scales=tensors.pop(_SCALES).tolist(), **description['anchors'])
+    model = ssdlite320(anchor_generator=boxes, **description['config'])
+    model.load_state_dict(tensors)
+    return model.eval(), description['classes']
