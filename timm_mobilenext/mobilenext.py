@@ -263,6 +263,7 @@ class MobileNeXt(nn.Module):
             drop_path_rate: float = 0.,
             recompute_act: bool = False,
             weight_init: str = 'fan_out',
+            zero_init_last: bool = True,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -293,6 +294,8 @@ class MobileNeXt(nn.Module):
                 train in half the memory.
             weight_init: 'fan_out' for the init of mnext.py, 'torch' for PyTorch's, which model.py leaves in place,
                 'skip' for none yet, where weights are going to be loaded.
+            zero_init_last: Start the weight of the last norm of each block with a shortcut at zero, on the channels
+                that take the shortcut.
             device: Device of the parameters.
             dtype: Type of the parameters.
 
@@ -332,6 +335,7 @@ class MobileNeXt(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.weight_init = weight_init
+        self.zero_init_last = zero_init_last
         self.grad_checkpointing = False
 
         stem_chs = _round_chs(32, width_mult)
@@ -410,6 +414,9 @@ class MobileNeXt(nn.Module):
                 elif isinstance(m, nn.Linear):
                     nn.init.normal_(m.weight, 0, 0.01)
                     nn.init.zeros_(m.bias)
+            if self.zero_init_last and isinstance(m, SandGlass) and m.identity_chs:
+                with torch.no_grad():
+                    m.dw_end.bn.weight[:m.identity_chs] = 0
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
