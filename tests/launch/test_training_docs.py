@@ -26,7 +26,6 @@ SHORT = {
     'train.py': '--model mobilenext_035 --epochs 1 --warmup-epochs 0 -b 128 -j 1',
     'validate.py': '--model mobilenext_035 -j 1',
     'inference.py': '--model mobilenext_035 -j 1',
-    'recipe': '--output again.yaml',
 }
 NEEDS = {'inference.py': 'pandas', 'wds/': 'webdataset'}
 COMMANDS = commands(TEXT)
@@ -63,7 +62,7 @@ def test_marks():
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda text: ' '.join(re.findall(r'\w+\.py', text)))
-def test_command(command, folder, request):
+def test_command(command, folder, tmp_path, request):
     """The command runs, shortened."""
     words = shlex.split(command, comments=True)
     for key, module in NEEDS.items():
@@ -79,8 +78,8 @@ def test_command(command, folder, request):
     variables = dict(word.split('=') for word in itertools.takewhile(lambda word: '=' in word, words))
     program, *args = words[len(variables):]
     result = subprocess.run(
-        [*programs[program], *args, *short.split()], cwd=folder, capture_output=True,
-        text=True, timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **variables})
+        [*programs[program], *args, *short.split()], cwd=tmp_path if script == 'recipe' else folder,
+        capture_output=True, text=True, timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **variables})
     assert result.returncode == 0, result.stderr
 
 
