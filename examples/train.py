@@ -42,7 +42,7 @@ OPTIONS = dict(
     scale=[0.08, 1.], ratio=[3 / 4, 4 / 3], hflip=0.5, vflip=0., color_jitter=0.4, aa='', reprob=0., remode='pixel',
     train_interpolation='random', smoothing=0.1, drop=0., drop_path=None, bn_momentum=None, dist_bn='reduce',
     model_ema=False, model_ema_decay=0.9998, model_ema_warmup=False, channels_last=False)
-UPDATES = 250  # fewer than these leave a network that starts from random weights near chance, docs/training.md
+UPDATES = 100  # with fewer a network that starts from random weights stays at chance, docs/training.md
 
 
 def add_option(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
