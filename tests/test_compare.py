@@ -1,18 +1,15 @@
-"""examples/compare.py: equal multiply-adds, trainings that go on, and docs/compare.md says what its CSV files say."""
+"""examples/compare.py: equal multiply-adds and starts, trainings that resume, and docs/compare.md says what was run."""
 import csv
-import os
 import re
 import runpy
 import signal
 import struct
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from timm.models._efficientnet_blocks import InvertedResidual
 
@@ -20,7 +17,7 @@ from timm_mobilenext import SandGlass
 
 ROOT = Path(__file__).parent.parent
 COMPARE = runpy.run_path(str(ROOT / 'examples' / 'compare.py'))
-QUESTIONS = COMPARE['QUESTIONS']
+QUESTIONS, create = COMPARE['QUESTIONS'], COMPARE['create']
 
 
 def results(path: Path) -> list[dict[str, str]]:
@@ -40,8 +37,7 @@ def test_equal_multiply_adds(question, channels):
 def test_exchanged_network():
     """All inverted residuals, and nothing else, have given way to SandGlass blocks of the same strides."""
     plain, exchanged = (
-        timm.create_model(name, num_classes=10, in_chans=1, **kwargs) for name, kwargs in (
-            ('mobilenetv2_050', {}), COMPARE['MODELS']['MobileNetV2 of SandGlass']))
+        create(label, num_classes=10, in_chans=1) for label in ('MobileNetV2', 'MobileNetV2 of SandGlass'))
     names = [name for name, module in plain.named_modules() if isinstance(module, InvertedResidual)]
     assert names == [name for name, module in exchanged.named_modules() if isinstance(module, SandGlass)]
     assert not any(isinstance(module, InvertedResidual) for module in exchanged.modules())
@@ -60,26 +56,34 @@ def test_exchanged_network():
         for name in names if plain.get_submodule(name).has_skip)
 
 
+@pytest.mark.parametrize('label', COMPARE['MODELS'])
+def test_same_start(label):
+    """A block passes the channels with a shortcut on as they are at the start, those of MobileNetV2 too."""
+    blocks = [m for m in create(label).modules() if isinstance(m, (InvertedResidual, SandGlass))]
+    skips = [
+        (block, block.identity_chs if isinstance(block, SandGlass) else block.conv_pw.in_channels) for block in blocks
+        if (block.identity_chs if isinstance(block, SandGlass) else block.has_skip)]
+    assert bool(skips) == (label != 'identity 0')
+    for block, chs in skips:
+        first = block.dw_start.conv if hasattr(block, 'dw_start') else block.conv_pw
+        x = torch.randn(2, first.in_channels, 8, 8)
+        torch.testing.assert_close(block(x)[:, :chs], x[:, :chs])
+
+
 def test_identity_ratios():
-    """The networks of the second question differ in nothing but the share of the channels that takes the shortcuts."""
-    models = {
-        label: timm.create_model(COMPARE['MODELS'][label][0], device='meta', **COMPARE['MODELS'][label][1])
-        for label in QUESTIONS['identity']}
+    """The networks of the second question differ only in the share of the channels that takes the shortcuts."""
+    models = {label: create(label, device='meta') for label in QUESTIONS['identity']}
     shares = {
         label: {block.identity_chs / block.out_chs for block in model.modules()
                 if isinstance(block, SandGlass) and block.identity_chs}
         for label, model in models.items()}
-    assert shares['MobileNeXt'] == {1.}
-    assert shares['identity 1/2'] == {0.5}
-    assert all(0.3 < share <= 1 / 3 for share in shares['identity 1/3'])
-    assert all(0.22 < share <= 1 / 4 for share in shares['identity 1/4'])
-    assert shares['identity 0'] == set()
+    assert shares == {'MobileNeXt': {1.}, 'identity 1/2': {0.5}, 'identity 0': set()}
     assert len({tuple((k, v.shape) for k, v in model.state_dict().items()) for model in models.values()}) == 1
 
 
 @pytest.fixture
-def folders(digits, tmp_path) -> list[str]:
-    """Return options: Fashion-MNIST's files with few images, of noise, and the digits as photographs."""
+def command(digits, tmp_path) -> list[str]:
+    """Return a command that compares two blocks on Fashion-MNIST's files, of noise, and on digits as photographs."""
     raw = tmp_path / 'data' / 'FashionMNIST' / 'raw'
     raw.mkdir(parents=True)
     for name, images in (('train', 80), ('t10k', 20)):
@@ -91,65 +95,47 @@ def folders(digits, tmp_path) -> list[str]:
     colour.mkdir()
     (colour / 'train').symlink_to(digits / 'train')
     (colour / 'test').symlink_to(digits / 'validation')
-    return ['--data-dir', str(tmp_path / 'data'), '--photographs', str(colour), '--images', '70', '20']
+    return [
+        sys.executable, str(ROOT / 'examples' / 'compare.py'), '--data-dir', str(tmp_path / 'data'), '--photographs',
+        str(colour), '--images', '70', '--questions', 'block', '--epochs', '2', '--seeds', '0', '1']
 
 
-def test_comparison_goes_on_where_it_was(folders, tmp_path):
-    """Each network is trained on each set with each seed, once, Ctrl-C or not; a row that is lost comes back alike."""
+@pytest.mark.slow
+def test_comparison_resumes(command, tmp_path):
+    """Each network is trained on each set with each seed, once, and killed in between it ends with the same figures."""
     pytest.importorskip('matplotlib', reason="the extra 'compare' is not installed")
-    path = tmp_path / 'output' / 'trainings.csv'
 
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / 'examples' / 'compare.py'), *folders, '--questions', 'block', '--epochs', '1',
-             '--seeds', '2', '--output', str(tmp_path / 'output')], start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    def figures(output: Path) -> list[dict[str, str]]:
+        return [{**row, 'cpu_seconds': ''} for row in results(output / 'block.csv')]
 
-    def finish() -> str:
-        with start() as process:
-            printed, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        return printed
-
-    with start() as process:
-        while not path.exists() and process.poll() is None:
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
-        _, errors = process.communicate(timeout=60)
-    assert 'KeyboardInterrupt' in errors
-    before = results(path)
-    assert 1 <= len(before) < 8
-
-    printed = finish()
-    rows = results(path)
-    assert rows[:len(before)] == before
+    printed = subprocess.run(
+        [*command, '--output', str(tmp_path / 'once')], check=True, capture_output=True, text=True, timeout=600).stdout
+    rows = figures(tmp_path / 'once')
     assert Counter((row['set'], row['label'], row['seed']) for row in rows) == Counter(
-        (name, label, seed) for name in ('Fashion-MNIST', 'digits') for label in QUESTIONS['block'] for seed in '01')
-    for name in ('Fashion-MNIST', 'digits'):
-        images = [p.parent for p in (tmp_path / 'output' / 'images' / f'{name}-70-20').glob('*/*/*.png')]
-        assert sorted(Counter(images).values()) == [2] * 10 + [7] * 10
-    assert COMPARE['table']('block', results(tmp_path / 'output' / 'block.csv')) in printed
-    assert (tmp_path / 'output' / 'block.png').read_bytes().startswith(b'\x89PNG')
+        (name, label, seed) for name in ('Fashion-MNIST', 'CIFAR-10') for label in QUESTIONS['block']
+        for seed in '01' for _ in range(2))
+    assert COMPARE['table']('block', results(tmp_path / 'once' / 'block.csv')) in printed
+    assert (tmp_path / 'once' / 'block.png').read_bytes().startswith(b'\x89PNG')
 
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text(''.join(lines[:-1]))
-    finish()
-    again = results(path)
-    for row in (rows[-1], again[-1]):
-        del row['cpu_seconds']
-    assert again == rows
+    command += ['--output', str(tmp_path / 'twice')]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stdout if 'seed 1, epoch 1 of 2' in line)
+        process.send_signal(signal.SIGKILL)
+    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
+    assert 0 < again.count('epoch 2 of 2') < printed.count('epoch 2 of 2')
+    assert figures(tmp_path / 'twice') == rows
 
 
-@pytest.mark.parametrize('question', QUESTIONS)
+@pytest.mark.parametrize('question', [path.stem.removeprefix('compare-') for path in (ROOT / 'docs').glob(
+    'compare-*.csv')])
 def test_committed_results(question):
-    """The page has the table of the CSV: every network on both sets with three seeds, and true counts."""
+    """The page has the table of the CSV, in which all networks of a set have the same seeds, and true counts."""
     rows = results(ROOT / 'docs' / f'compare-{question}.csv')
-    page = (ROOT / 'docs' / 'compare.md').read_text()
-    names = {row['set'] for row in rows}
-    assert len(names) == 2
-    assert Counter((row['set'], row['label'], row['seed']) for row in rows) == Counter(
-        (name, label, seed) for name in names for label in QUESTIONS[question] for seed in '012')
-    for row in rows:
-        channels = 1 if row['set'] == 'Fashion-MNIST' else 3
-        assert (int(row['params']), int(row['madds'])) == COMPARE['count'](row['label'], channels)
-    assert COMPARE['table'](question, rows) in page
+    for name in {row['set'] for row in rows}:
+        seeds = {frozenset(row['seed'] for row in rows if (row['set'], row['label']) == (name, label))
+                 for label in QUESTIONS[question]}
+        assert len(seeds) == 1
+    for key in {(row['set'], row['label'], row['params'], row['madds']) for row in rows}:
+        name, label, *counts = key
+        assert [*map(int, counts)] == [*COMPARE['count'](label, 1 if name == 'Fashion-MNIST' else 3)]
+    assert COMPARE['table'](question, rows) in (ROOT / 'docs' / 'compare.md').read_text()

@@ -13,8 +13,10 @@ import yaml
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
+from timm_mobilenext.launch import recipe
+
 ROOT = Path(__file__).parent.parent
-RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / 'recipes').glob('*.yaml'))}
+RECIPES = {name: yaml.safe_load(path.read_text()) for name, path in recipe.RECIPES.items()}
 # What the authors' training logs print in each epoch, mobilenext/output/{4_29M_76_6,5_68M_76_8}/*-logger.log
 LEARNING_RATES = json.loads((ROOT / 'tests' / 'data' / 'learning_rates.json').read_text())
 
@@ -43,7 +45,7 @@ def test_learning_rates_of_the_authors(name):
 
 
 def test_learning_rates_of_relu6_family():
-    """The recipe has the 210 epochs of the authors' summary.csv, and in 198 what a log that goes on from it prints."""
+    """The recipe has the 210 epochs of the authors' summary.csv, and in 198 what a log that resumes from it prints."""
     printed = learning_rates(RECIPES['mobilenext_100'])
     assert len(printed) == 210
     assert printed[198] == '3.467e-05'  # mobilenext/output/mnext_mbv2/log/b4e2ad803408-20200708-024243-*-logger.log
@@ -74,11 +76,47 @@ def test_layer_decay_of_fine_tuning():
     assert all(low / high == pytest.approx(0.9) for low, high in itertools.pairwise(scales))
 
 
-def test_readme_lists_all_recipes():
-    """The README of the recipes says of each file what it is for and which machine it needs."""
-    readme = (ROOT / 'recipes' / 'README.md').read_text()
-    rows = [line.split('|')[1].strip(' `') for line in readme.splitlines() if line.startswith('| `')]
-    assert sorted(rows) == sorted(f'{name}.yaml' for name in RECIPES)
+def norms(model: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
+    """Return the batch norms of a model."""
+    return [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+
+def test_start_and_norm_of_the_authors():
+    """The authors' recipes train from their start, with their batch norm momentum; the others with PyTorch's."""
+    for name, found in RECIPES.items():
+        model = timm.create_model(
+            found['model'], **found.get('model_kwargs', {}), **{k: v for k, v in found.items() if k == 'bn_momentum'})
+        assert any((norm.weight == 0).any() for norm in norms(model)) == (name != found['model'])
+        momentum = 0.01 if name in ('mobilenext_s', 'mobilenext_l', 'mobilenext_l_ghost') else 0.1
+        assert {norm.momentum for norm in norms(model)} == {momentum}
+
+
+@pytest.mark.parametrize('name', ['mobilenext_s', 'mobilenext_l', 'mobilenext_l_ghost'])
+@pytest.mark.parametrize('small', ['scratch', 'finetune'])
+def test_batch_norm_of_small_data(name, small):
+    """The recipes for small data give the networks with a slow batch norm a momentum that a short training wants."""
+    model = timm.create_model(name, bn_momentum=RECIPES[small]['bn_momentum'], device='meta')
+    assert {norm.momentum for norm in norms(model)} == {0.1}
+
+
+def test_page_lists_all_recipes():
+    """docs/training.md says of each recipe what it is for, and its learning rate."""
+    page = (ROOT / 'docs' / 'training.md').read_text()
+    rows = [[cell.strip(' `') for cell in line.split('|')[1:-1]] for line in page.splitlines()]
+    rates = {row[0]: float(row[3]) for row in rows if len(row) == 5 and row[0] in RECIPES}
+    assert rates == {name: found['lr_base'] for name, found in RECIPES.items()}
+
+
+def test_recipe_is_written(tmp_path, monkeypatch, capsys):
+    """The command writes a recipe into the current folder, and leaves a file that is there as it is."""
+    monkeypatch.chdir(tmp_path)
+    assert recipe.main(['scratch']) == 0
+    assert yaml.safe_load(Path('scratch.yaml').read_text()) == RECIPES['scratch']
+    Path('scratch.yaml').write_text('mine')
+    with pytest.raises(SystemExit):
+        recipe.main(['scratch'])
+    assert 'scratch.yaml exists already: give another name with --output.' in capsys.readouterr().err
+    assert Path('scratch.yaml').read_text() == 'mine'
 
 
 def test_options_are_those_of_train(timm_scripts):
@@ -86,5 +124,5 @@ def test_options_are_those_of_train(timm_scripts):
     code = 'import json, train; print(json.dumps([action.dest for action in train.parser._actions]))'
     options = json.loads(subprocess.run(
         [sys.executable, '-c', code], cwd=timm_scripts, capture_output=True, text=True, check=True, timeout=120).stdout)
-    for name, recipe in RECIPES.items():
-        assert set(recipe) <= {*options}, name
+    for name, found in RECIPES.items():
+        assert set(found) <= {*options}, name

@@ -27,6 +27,7 @@ COMMANDS = {
     'publish': ('weights.publish', 'convert, write a model card, and upload to the Hugging Face Hub'),
     'export': ('deploy.export', 'write files for mobile runtimes, each checked against PyTorch'),
     'web': ('deploy.web', "build a web page that runs models in the visitor's browser"),
+    'recipe': ('launch.recipe', 'write a file of options for train.py'),
     'doctor': ('doctor', 'show what is installed and where the weights of each architecture would come from'),
 }
 

@@ -1,4 +1,5 @@
-"""examples/ddp.py under the launcher: the calls of timm's train.py, on one process and on two under torchrun."""
+"""examples/train.py under the launcher: the calls of timm's train.py, on one process and on two under torchrun."""
+import contextlib
 import csv
 import os
 import re
@@ -90,7 +91,7 @@ def command(digits: Path, output: Path, processes: int = 1, killer: Path | None 
         'num-classes': 10, 'img-size': 48, 'epochs': EPOCHS, 'batch-size': 32 // processes, **options}
     return [
         *python, '-m', 'timm_mobilenext', '--resume-newest', output, *filter(None, [killer]),
-        ROOT / 'examples' / 'ddp.py',
+        ROOT / 'examples' / 'train.py',
         *(f'--{key}={value}' for key, value in options.items())]
 
 

@@ -16,32 +16,28 @@ import timm
 import torch
 from pages import DOCS, commands
 
+from timm_mobilenext.launch import recipe
+
 ROOT = Path(__file__).parents[2]
 TEXT = (DOCS / 'training.md').read_text()
 SCRIPTS = 'pytorch-image-models'
 # what makes the commands short enough for a test, behind the options that they have
 SHORT = {
-    'train.py': '--model mobilenext_035 --img-size 64 --epochs 1 --warmup-epochs 0 -j 1',
-    'validate.py': '--model mobilenext_035 --img-size 64 -j 1',
-    'inference.py': '--model mobilenext_035 --img-size 64 -j 1',
-    'onnx_export.py': '--model mobilenext_035 --img-size 64',
-    'benchmark.py': '--model mobilenext_035 --img-size 64 -b 2 --num-warm-iter 1 --num-bench-iter 5',
-    'ddp.py': '--img-size 64 --epochs 1 --warmup-epochs 0',
+    'train.py': '--model mobilenext_035 --epochs 1 --warmup-epochs 0 -b 128 -j 1',
+    'validate.py': '--model mobilenext_035 -j 1',
+    'inference.py': '--model mobilenext_035 -j 1',
 }
-NEEDS = {
-    'inference.py': ['pandas'], 'onnx_export.py': ['onnx', 'onnxruntime'], 'wds/': ['webdataset']}
-
-
-# those of autoload are run by test_autoload.py
-COMMANDS = [command for command in commands(TEXT) if ' autoload ' not in command]
+NEEDS = {'inference.py': 'pandas', 'wds/': 'webdataset'}
+COMMANDS = commands(TEXT)
 
 
 @pytest.fixture(scope='module')
 def folder(digits, tmp_path_factory) -> Path:
     """A folder as the page has it: the recipes, images, shards and a teacher; the scripts where there is a checkout."""
     folder = tmp_path_factory.mktemp('training')
-    for name in ('recipes', 'examples'):
-        (folder / name).symlink_to(ROOT / name)
+    (folder / 'examples').symlink_to(ROOT / 'examples')
+    for name in ('scratch', 'finetune'):
+        assert recipe.main([name, '--output', str(folder / f'{name}.yaml')]) == 0
     (folder / 'images').symlink_to(digits)
     (folder / 'shards').mkdir()
     for name, split, part in (
@@ -61,44 +57,42 @@ def folder(digits, tmp_path_factory) -> Path:
 
 def test_marks():
     """What a command needs that no test has is the network or GPUs, and no page names another mark."""
-    assert set(re.findall(r'# needs (.*)', TEXT)) == {'the network', 'GPUs', 'the network and GPUs'}
+    assert set(re.findall(r'# needs (.*)', TEXT)) == {'the network', 'GPUs'}
     assert len(COMMANDS) > 10
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda text: ' '.join(re.findall(r'\w+\.py', text)))
-def test_command(command, folder, request):
+def test_command(command, folder, tmp_path, request):
     """The command runs, shortened."""
     words = shlex.split(command, comments=True)
-    for key, modules in NEEDS.items():
-        missing = [module for module in modules if any(
-            key in word for word in words) and not importlib.util.find_spec(module)]
-        if missing:
-            pytest.skip(f'{missing[0]} is not installed')
+    for key, module in NEEDS.items():
+        if any(key in word for word in words) and not importlib.util.find_spec(module):
+            pytest.skip(f'{module} is not installed')
     if words[0] == 'torchrun' and sys.platform == 'win32':
         pytest.skip('torchrun asks for libuv, without which PyTorch is built here')
     if SCRIPTS in command and not (folder / SCRIPTS).exists():
         (folder / SCRIPTS).symlink_to(request.getfixturevalue('timm_scripts'))
     programs = {'python': [sys.executable], 'torchrun': [sys.executable, '-m', 'torch.distributed.run']}
-    script = [Path(word).name for word in words if word.endswith('.py')][-1]
+    script = [Path(word).name for word in words if word.endswith('.py') or word == 'recipe'][-1]
     short = SHORT.get(script, '').replace('--epochs 1', '--epochs 2' if '--resume' in words else '--epochs 1')
     variables = dict(word.split('=') for word in itertools.takewhile(lambda word: '=' in word, words))
     program, *args = words[len(variables):]
     result = subprocess.run(
-        [*programs[program], *args, *short.split()], cwd=folder, capture_output=True,
-        text=True, timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **variables})
+        [*programs[program], *args, *short.split()], cwd=tmp_path if script == 'recipe' else folder,
+        capture_output=True, text=True, timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **variables})
     assert result.returncode == 0, result.stderr
 
 
 def test_stopped_training_is_resumed_and_validated(digits, timm_scripts, tmp_path):
-    """Resumed, train.py goes on with optimizer and epoch; validate.py then prints the number of its log exactly."""
-    options = f'--data-dir {digits} --num-classes 10 {SHORT["train.py"]} --device cpu'.split()
+    """Resumed, train.py continues with optimizer and epoch; validate.py then prints the number of its log exactly."""
+    options = f'--data-dir {digits} --num-classes 10 --img-size 64 {SHORT["train.py"]} --device cpu'.split()
 
     def launch(script: str, *args: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, '-u', '-m', 'timm_mobilenext', str(timm_scripts / script), *args], cwd=tmp_path,
             capture_output=True, text=True, check=True, timeout=600)
 
-    train = [*options, '--config', str(ROOT / 'recipes' / 'finetune.yaml'), '--output', 'runs', '--experiment', 'a']
+    train = [*options, '--config', str(recipe.RECIPES['finetune']), '--output', 'runs', '--experiment', 'a']
     with subprocess.Popen(
             [sys.executable, '-u', '-m', 'timm_mobilenext', str(timm_scripts / 'train.py'), *train, '--epochs', '3'],
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -112,7 +106,7 @@ def test_stopped_training_is_resumed_and_validated(digits, timm_scripts, tmp_pat
     checkpoint = torch.load(tmp_path / 'runs/a/last.pth.tar', weights_only=False)
     assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {3 * (1437 // 128)}
 
-    launch('validate.py', *f'--data-dir {digits} --num-classes 10 {SHORT["validate.py"]} --device cpu -b 128 '
-           '--checkpoint runs/a/last.pth.tar --use-ema --results-file val.csv'.split())
+    launch('validate.py', *f'--data-dir {digits} --num-classes 10 --img-size 64 {SHORT["validate.py"]} --device cpu '
+           '-b 128 --checkpoint runs/a/last.pth.tar --use-ema --results-file val.csv'.split())
     result, = csv.DictReader((tmp_path / 'val.csv').open())
     assert float(result['top1']) == round(float(rows[-1][3]), 4)  # as validate.py prints it
