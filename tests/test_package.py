@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import timm_mobilenext
 from timm_mobilenext.weights.authors import SOURCES
@@ -19,7 +20,6 @@ from timm_mobilenext.weights.download import cached_file
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(timm_mobilenext.__file__).parent
-README = (ROOT / 'README.md').read_text()
 
 
 # The rooms of the package from the ground up. A room imports from those above its line, never from one below it, and
@@ -155,18 +155,28 @@ def test_tables():
         assert tool['START'] + table + tool['END'] in page.read_text()
 
 
-def test_readme_code(tmp_path, monkeypatch, known_files):
-    """The Python of the README runs, with a file of the authors' layout in the cache and where it names one."""
-    (tmp_path / 'model_best.pth.tar').symlink_to(known_files['mobilenext_100'])
+def test_drawings():
+    """The drawings in docs/img are those that tools/drawings.py makes."""
+    tool = runpy.run_path(str(ROOT / 'tools' / 'drawings.py'))
+    for draw in tool['DRAWINGS']:
+        assert draw() == (tool['IMAGES'] / f'{draw.__name__}.svg').read_text(encoding='utf-8'), draw.__name__
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/models.md'])
+def test_code(page, tmp_path, monkeypatch, known_files, capsys):
+    """The Python of the page runs, with a photo and a file of the authors' layout in the cache."""
     cached = cached_file(SOURCES['mobilenext_100'], tmp_path / 'hub' / 'checkpoints')
     cached.parent.mkdir(parents=True)
     cached.symlink_to(known_files['mobilenext_100'])
+    Image.effect_noise((320, 240), 64).save(tmp_path / 'photo.jpg')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    blocks = [block.split('```')[0] for block in README.split('```python\n')[1:]]
-    assert len(blocks) == 4
-    for block in blocks:
-        exec(block, {})
+    code, = [block.split('```')[0] for block in (ROOT / page).read_text().split('```python\n')[1:]]
+    exec(code, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 5
+    if page == 'README.md':
+        assert all(line[:6].strip().endswith('%') and line[8:].strip() for line in printed)
 
 
 def test_hubconf():

@@ -364,12 +364,9 @@ LABELS = (  # architecture, label, its place beside the point and its anchor
 )
 
 
-def main() -> None:
-    """Write the drawings."""
-    IMAGES.mkdir(exist_ok=True)
-    for draw in (block, forms, network, identity, weights, package, latency):
-        (IMAGES / f'{draw.__name__}.svg').write_text(draw(), encoding='utf-8')
-
+DRAWINGS = (block, forms, network, identity, weights, package, latency)
 
 if __name__ == '__main__':
-    main()
+    IMAGES.mkdir(exist_ok=True)
+    for draw in DRAWINGS:
+        (IMAGES / f'{draw.__name__}.svg').write_text(draw(), encoding='utf-8')
