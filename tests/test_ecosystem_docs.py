@@ -58,4 +58,4 @@ def test_section(text, folder, monkeypatch):
     model = names['model'] if 'model' in names else names['learner'].model
     stem = next(p for name, p in model.named_parameters() if name.endswith('stem.conv.weight'))
     expected = timm.create_model('local-dir:flowers', pretrained=True).stem.conv.weight
-    torch.testing.assert_close(stem.cpu(), expected, rtol=0, atol=0.02)  # fastai trains it for an epoch
+    assert torch.equal(stem.cpu(), expected)  # fastai has too few images here for a step

@@ -312,9 +312,9 @@ def package() -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Return the absolute names that a file imports, and of `from a import b` both a and a.b."""
+    """Return the absolute names that a file imports at its top, and of `from a import b` both a and a.b."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -36,12 +36,12 @@ def size(name: str) -> tuple[float, float]:
 
 def overview() -> str:
     """Return the table of the README, in Markdown."""
-    lines = ['| architecture | params (M) | MAdds (M) | top-1 (%), reported | weights |', '|---|---:|---:|---:|---|']
+    lines = ['| architecture | top-1 (%) | weights | params (M) | MAdds (M) |', '|---|---:|---|---:|---:|']
     for name in architectures():
         params, madds = size(name)
         lines.append(
-            f'| `{name}` | {params:.2f} | {madds:.0f} | {CLAIMS.get(name, Claim()).top1} '
-            f'| {"yes" if name in SOURCES else "none"} |')
+            f'| `{name}` | {CLAIMS.get(name, Claim()).top1} | {"yes" if name in SOURCES else "none"} '
+            f'| {params:.2f} | {madds:.0f} |')
     return '\n'.join(lines) + '\n'
 
 
