@@ -40,8 +40,7 @@ timm.create_model('mobilenext_s', pretrained=True)
 from timm_mobilenext.doctor import main
 assert main([]) == 0"""))
     authors = client.env['HF_ENDPOINT'].removeprefix('http://')
-    assert found == {name: 'none' for name in timm.list_models(module='mobilenext')} | {
-        name: f"authors' file ({authors})" for name in SOURCES} | {
+    assert found == dict.fromkeys(timm.list_models(module='mobilenext'), 'none') | dict.fromkeys(SOURCES, f"authors' file ({authors})") | {
         'mobilenext_100': f'Hub ({on_hub})',
         'mobilenext_s': f"cache of torch.hub, authors' file ({next(client.torch_cache.iterdir()).name})"}
 

@@ -1,4 +1,4 @@
-"""Run the tests of other libraries, tests/downstream, and print what came out; with --write, into docs/ecosystem.md.
+"""Run the tests of other libraries, tests/downstream, and print what came out; with --write, into docs/verified.md.
 
 Every row is a test: what it does is its docstring, the version that of the library it ran with.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / 'docs' / 'ecosystem.md'
+PAGE = ROOT / 'docs' / 'verified.md'
 START, END = '<!-- outcomes: made by tools/ecosystem.py -->\n', '<!-- end of outcomes -->\n'
 # where the name of the file is not that of the distribution
 DISTRIBUTIONS = {'torch_hub': 'torch'}

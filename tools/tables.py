@@ -5,6 +5,7 @@ other numbers are claims of the authors: their paper and README, and the best ep
 whose weights they published.
 """
 import csv
+import functools
 import sys
 from pathlib import Path
 
@@ -26,44 +27,43 @@ def architectures() -> list[str]:
     return [name for name in mobilenext.__all__ if timm.is_model(name)]  # the others are classes
 
 
-def claimed() -> str:
-    """Return the table of what the authors claim, in Markdown."""
-    lines = [
-        "| architecture | params (M) | MAdds (M) | claimed: params | MAdds | top-1 | authors' weights |",
-        '|---|---:|---:|---:|---:|---:|---|',
-    ]
+@functools.cache
+def size(name: str) -> tuple[float, float]:
+    """Return the parameters and the multiply-adds of an architecture, in millions."""
+    params, madds, _ = count(timm.create_model(name, device='meta'))
+    return params / 1e6, madds / 1e6
+
+
+def overview() -> str:
+    """Return the table of the README, in Markdown."""
+    lines = ['| architecture | top-1 (%) | weights | params (M) | MAdds (M) |', '|---|---:|---|---:|---:|']
     for name in architectures():
-        claim = CLAIMS.get(name, Claim())
-        params, madds, _ = count(timm.create_model(name, device='meta'))
-        weights = 'yes' if name in SOURCES else 'none'
+        params, madds = size(name)
         lines.append(
-            f'| `{name}` | {params / 1e6:.3f} | {madds / 1e6:.1f} | {claim.params} | {claim.madds} | {claim.top1} '
-            f'| {weights} |')
+            f'| `{name}` | {CLAIMS.get(name, Claim()).top1} | {"yes" if name in SOURCES else "none"} '
+            f'| {params:.2f} | {madds:.0f} |')
     return '\n'.join(lines) + '\n'
 
 
 def choice() -> str:
-    """Return the table to choose by, in Markdown."""
+    """Return the table to choose by, with what the authors claim of sizes in parentheses, in Markdown."""
     rows = list(csv.DictReader(FAMILY.open(newline='')))
     medians = {(row['runtime'], row['model']): float(row['median']) for row in rows}
     reported = {row['model']: row['reported_top1'] for row in rows}
     lines = [
-        f'| architecture | params (M) | MAdds (M) | {" | ".join(RUNTIMES.values())} | reported top-1 | weights '
-        '| exports to |',
-        f'|---|{"---:|" * (3 + len(RUNTIMES))}---|---|',
+        f'| architecture | params (M) | MAdds (M) | top-1 (%) | {" | ".join(RUNTIMES.values())} |',
+        f'|---|{"---:|" * (3 + len(RUNTIMES))}',
     ]
     for name in (*architectures(), 'mobilenetv2_100'):
-        params, madds, _ = count(timm.create_model(name, device='meta'))
+        (params, madds), claim = size(name), CLAIMS.get(name, Claim())
+        sizes = [number + f' ({claimed})' * bool(claimed) for number, claimed in (
+            (f'{params:.2f}', claim.params), (f'{madds:.0f}', claim.madds))]
         ratios = [f'{medians[runtime, name] / medians[runtime, "mobilenext_100"]:.2f}' for runtime in RUNTIMES]
-        weights = ('yes' if name in SOURCES else 'none') if name in mobilenext.__all__ else "timm's"
-        exports = 'all eight' if name in mobilenext.__all__ else ''
-        lines.append(
-            f'| `{name}` | {params / 1e6:.2f} | {madds / 1e6:.0f} | {" | ".join(ratios)} | {reported[name]} '
-            f'| {weights} | {exports} |')
+        lines.append(f'| `{name}` | {" | ".join([*sizes, reported[name], *ratios])} |')
     return '\n'.join(lines) + '\n'
 
 
-PAGES = {ROOT / 'README.md': claimed, ROOT / 'docs' / 'models.md': choice}
+PAGES = {ROOT / 'README.md': overview, ROOT / 'docs' / 'models.md': choice}
 
 if __name__ == '__main__':
     for page, render in PAGES.items():

@@ -1,5 +1,4 @@
 """examples/train.py under the launcher: the calls of timm's train.py, on one process and on two under torchrun."""
-import contextlib
 import csv
 import os
 import re
