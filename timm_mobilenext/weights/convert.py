@@ -84,6 +84,46 @@ def _origin(path: Path, args: dict[str, Any]) -> dict[str, str]:
 
 
 def load(
+        source: str | Path, model: str | None = None, model_kwargs: dict[str, Any] | None = None,
+        license: str | None = None, cache_dir: str | Path | None = None,
+) -> Converted:
+    """Load every source: an architecture or tag with weights, a checkpoint, a converted folder, `hf-hub:`. Temporary.
+
+    Args:
+        source: The source.
+        model: Name of the architecture of a checkpoint.
+        model_kwargs: Arguments of the model.
+        license: Licence of the weights.
+        cache_dir: Where downloads are kept.
+    """
+    path, model_kwargs = Path(source), model_kwargs or {}
+    if path.is_file():
+        contents = read(path)
+        args = _plain(contents.get('args'))
+        name = split_model_name_tag(model or str(args.get('model') or ''))[0]
+        if not name or name in timm.list_models(module='mobilenext'):
+            return load_checkpoint(
+                name or None, path, model_kwargs=model_kwargs, license=license, cache_dir=cache_dir)
+        weights = timm.models.load_state_dict(str(path))
+        model_kwargs = {**(args.get('model_kwargs') or {}), 'num_classes': args.get('num_classes'), **model_kwargs}
+        network: Any = timm.create_model(name, **model_kwargs).eval()
+        network.load_state_dict(weights)
+        network.pretrained_cfg.update(resolve_data_config(args, model=network))
+        return Converted(network, model_kwargs, {'architecture': name, 'source': path.name})
+    name = f'local-dir:{path}' if path.is_dir() else str(source)
+    kind, place = timm.models.parse_model_name(name)
+    if kind == 'local-dir' and not Path(place, 'config.json').is_file():
+        raise FileNotFoundError(f'{place} is no converted folder: there is no config.json in it.')
+    if kind is None and not timm.is_model(name):
+        raise ValueError(f'{name!r} is no model name, folder or file.')
+    network = timm.create_model(name, pretrained=True, **model_kwargs).eval()
+    origin = {key: network.pretrained_cfg.get(key) for key in ('architecture', 'license')}
+    said = Path(place).resolve().name if kind == 'local-dir' else name  # not where it lies: files go out into the world
+    return Converted(
+        network, model_kwargs, {'source': said, **{key: text for key, text in origin.items() if text}})
+
+
+def load_checkpoint(
         architecture: str | None,
         checkpoint: str | Path | None = None,
         *,
@@ -251,7 +291,7 @@ def convert(
     """
     output = Path(output or architecture)
     with new_folder(output) as folder:
-        save(load(architecture, checkpoint, **kwargs), folder, label_names)
+        save(load_checkpoint(architecture, checkpoint, **kwargs), folder, label_names)
     return output
 
 

@@ -22,7 +22,8 @@ from timm.models._hub import hf_split
 from timm_mobilenext import __version__
 from timm_mobilenext.cli import clear_errors, new_folder
 from timm_mobilenext.weights.authors import LICENSE, SOURCES
-from timm_mobilenext.weights.convert import Converted, arguments, load, parser, save
+from timm_mobilenext.weights.convert import Converted, arguments, parser, save
+from timm_mobilenext.weights.convert import load_checkpoint as load
 from timm_mobilenext.doctor import count
 from timm_mobilenext.deploy.export import Exported, chosen, options, write
 from timm_mobilenext.weights.download import WEIGHTS_NAME, hub_id
