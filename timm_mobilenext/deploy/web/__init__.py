@@ -119,9 +119,15 @@ def _export(name: str, converted: Converted, weights: str, folder: Path, **optio
     network = copy.copy(converted.model)
     network.pretrained_cfg = network.pretrained_cfg | dict(input_size=about['input_size'])
     params, madds, _ = count(network)
+    _, height, width = about['input_size']
+    facts = [
+        f'{params / 1e6:.2f} million parameters',
+        f'{madds / 1e6:.0f} million multiply-adds at {width} \u00d7 {height} pixels',
+        f'{file["size"] / 1e6:.1f} MB, {USES[row.precision]}',
+        f'From {about["source"]}, licence {about.get("license") or "not stated"}', f'The file {row.check()}']
     return dict(
-        name=name, **about, params=params, madds=madds, precision=row.precision,
-        precision_in_words=USES[row.precision], file=file, check=row.check())
+        name=name, **about, params=params, madds=madds, precision=row.precision, file=file, check=row.check(),
+        facts=facts)
 
 
 def make(
@@ -303,7 +309,7 @@ def main(argv: list[str]) -> int:
 def _report(site: dict[str, Any], output: Path, is_served: bool) -> None:
     """Say what the site has, what a visit downloads, and what comes next."""
     for model in site['models']:
-        print(f'{model["name"]}: {model["file"]["bytes"] / 1e6:.2f} MB to download, {model["precision_in_words"]}; '
+        print(f'{model["name"]}: {model["file"]["bytes"] / 1e6:.2f} MB to download, {USES[model["precision"]]}; '
               f'{model["check"]}')
     page = sum((output / path.name).stat().st_size for path in PAGE.iterdir())
     runtime = site['runtime']['bytes'] + sum((output / PACKAGE / file).stat().st_size for file in LOADERS)
