@@ -1,7 +1,7 @@
-"""The formats that a model is exported to, and what their exporter, timmx, leaves to others.
+"""The formats that a model is exported to, and what their exporter, timmx, lacks.
 
-timmx writes every file. What it lacks is here, a class for each format: int8 for ONNX Runtime and OpenVINO, weights in
-8 or 16 bits for ONNX, what a file says of itself, and a file as a function of images, to check it and to time it.
+timmx writes every file. The rest is here, a class for each format: int8 for ONNX Runtime and OpenVINO, weights in 8 or
+16 bits for ONNX, metadata in the file, and the file as a function of an image, to check it and to time it.
 """
 import contextlib
 import importlib.util
@@ -12,35 +12,29 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[TextIO]:
-    """Keep what converters print to themselves; the end of it is a note to the exception where one fails.
-
-    Yields:
-        Standard error as it was, for a progress bar.
-    """
+def quiet() -> Iterator[None]:
+    """Silence converters; where one fails, the end of what it printed is a note of the exception."""
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile('w+', errors='replace') as log, contextlib.ExitStack() as stack:
-        for descriptor in (1, 2):  # also of what is no Python, and of child processes
+        for descriptor in (1, 2):  # native code and child processes write to these
             saved = os.dup(descriptor)
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, descriptor)
             os.dup2(log.fileno(), descriptor)
-        terminal = stack.enter_context(open(saved, 'w', closefd=False))
         stack.enter_context(contextlib.redirect_stdout(log))
         stack.enter_context(contextlib.redirect_stderr(log))
         try:
-            yield terminal
+            yield
         except Exception as error:
             log.flush()
             log.seek(0)
@@ -50,16 +44,16 @@ def quiet() -> Iterator[TextIO]:
 
 
 class Runtime:
-    """A format, the runtime that runs it, and how a file of it is made.
+    """A format, how a file of it is made, and the runtime that runs it.
 
     Attributes:
-        name: Name of the format, as timmx has it.
-        suffixes: Ends of the names of its files, the first of the one that is loaded.
+        name: Name of the format, as timmx spells it.
+        suffixes: Ends of the names of its files; the runtime is given the first.
         modules: What has to be installed to make and run it.
         extra: Extra of this package that brings them.
-        precision: In which a file computes, unless it was quantized.
-        int8_modules: What has to be installed besides to quantize it, None where it has no int8 with calibration.
-        weights: Precisions that the weights alone can be stored in -> timmx's options for it.
+        precision: What a plain file computes in.
+        int8_modules: What else has to be installed for files that compute in int8, None if the format has none.
+        weights: Precisions in which the weights can be stored -> timmx's options for it.
         options: timmx's options for a plain file.
     """
 
@@ -78,13 +72,13 @@ class Runtime:
         return [module for module in wanted if importlib.util.find_spec(module) is None]
 
     def convert(self, folder: Path, path: Path, input_size: Sequence[int], **options: Any) -> None:
-        """Have timmx write a file.
+        """Write a file with timmx.
 
         Args:
-            folder: A converted folder: the model.
-            path: The file.
+            folder: A converted folder.
+            path: The file to write.
             input_size: (C, H, W) of an image.
-            **options: timmx's, instead of those for a plain file.
+            **options: timmx's, in place of those for a plain file.
 
         Raises:
             RuntimeError: If timmx cannot.
@@ -104,24 +98,23 @@ class Runtime:
         """Write a file whose weights are stored in fewer bits.
 
         Args:
-            folder: A converted folder: the model.
-            plain: The file without that.
-            path: The file.
+            folder: A converted folder.
+            plain: The plain file made of it.
+            path: The file to write.
             input_size: (C, H, W) of an image.
             precision: One of `weights`.
         """
         self.convert(folder, path, input_size, **self.weights[precision])
 
-    def quantize(
-            self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool) -> None:
-        """Write a file that computes in int8 (weights and activations), calibrated on images.
+    def quantize(self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
+        """Write a file that computes in int8, weights and activations, calibrated on images.
 
         Args:
-            folder: A converted folder: the model.
-            plain: The file that computes in float.
-            path: The file.
+            folder: A converted folder.
+            plain: The plain file made of it.
+            path: The file to write.
             images: Images as the network takes them, (N, C, H, W).
-            per_channel: A scale for each output channel of the weights, not one for all.
+            per_channel: One scale for each output channel of the weights, instead of one for all.
         """
         with tempfile.TemporaryDirectory() as work:
             data = Path(work) / 'images.pt'
@@ -130,16 +123,11 @@ class Runtime:
                 folder, path, images.shape[1:], mode='int8', calibration_data=data, per_channel=per_channel)
 
     def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write into a file what it is; a format without a place for that leaves it to the JSON beside it."""
+        """Write metadata into the file, if its format has a place for them."""
 
     def load(self, path: Path, threads: int | None = None) -> Run:
-        """Return a file as a function of one image, (1, C, H, W), to its logits, (1, N).
-
-        Args:
-            path: The file.
-            threads: How many it may use, None for the runtime's choice.
-        """
-        raise NotImplementedError(f'{self.name} cannot be run here')
+        """Return the file as a function of one image, see `load` below."""
+        raise NotImplementedError
 
 
 class Onnx(Runtime):
@@ -152,47 +140,44 @@ class Onnx(Runtime):
     weights: ClassVar = {'int8': {}, 'fp16': {}}
 
     def store_weights(self, folder: Path, plain: Path, path: Path, input_size: Sequence[int], precision: str) -> None:
-        """Store the weights of convolutions and linear layers in int8 per output channel, or in fp16.
+        """Store the weights of convs and linear layers in fp16, or in int8 with a scale for each output channel.
 
-        The arithmetic stays in fp32: DequantizeLinear or Cast widens them, once, when the file is loaded.
+        The arithmetic stays in fp32: Cast or DequantizeLinear widens them once, when the file is loaded.
         """
         import onnx
         from onnx import helper, numpy_helper
 
         model = onnx.load(plain)
-        graph = model.graph
-        nodes = []
+        graph, nodes = model.graph, []
         for tensor in [t for t in graph.initializer if len(t.dims) > 1 and t.data_type == onnx.TensorProto.FLOAT]:
-            weight = numpy_helper.to_array(tensor)  # (out, in, ...), of Gemm too: PyTorch's linear is transposed there
-            graph.initializer.remove(tensor)
+            weight = numpy_helper.to_array(tensor)  # (out, in, ...), Gemm's too: PyTorch's linear is transposed there
             name = f'{tensor.name}_{precision}'
             if precision == 'fp16':
-                graph.initializer.append(numpy_helper.from_array(weight.astype(np.float16), name))
-                nodes.append(helper.make_node('Cast', [name], [tensor.name], to=onnx.TensorProto.FLOAT))
-                continue
-            largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
-            scale = np.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
-            rounded = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
-            graph.initializer.extend([
-                numpy_helper.from_array(rounded, name), numpy_helper.from_array(scale, f'{name}_scale')])
-            nodes.append(helper.make_node('DequantizeLinear', [name, f'{name}_scale'], [tensor.name], axis=0))
-        for node in reversed(nodes):
+                stored = {name: weight.astype(np.float16)}
+                nodes.append(helper.make_node('Cast', [*stored], [tensor.name], to=onnx.TensorProto.FLOAT))
+            else:
+                largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
+                scale = np.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
+                rounded = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
+                stored = {name: rounded, f'{name}_scale': scale}
+                nodes.append(helper.make_node('DequantizeLinear', [*stored], [tensor.name], axis=0))
+            graph.initializer.remove(tensor)
+            graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in stored.items())
+        for node in nodes:
             graph.node.insert(0, node)
         onnx.checker.check_model(model)
         onnx.save(model, path)
 
-    def quantize(
-            self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool) -> None:
-        """Quantize with ONNX Runtime: QDQ, activations in uint8, as the processors' instructions have it."""
+    def quantize(self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
+        """Quantize with ONNX Runtime: QDQ, with activations in uint8, which the processors' instructions take."""
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         class Reader(CalibrationDataReader):
-            def __init__(self) -> None:
-                self.images = iter(tqdm(images, desc=f'{path.name}: calibrating', unit='image', leave=False))
+            inputs = ({'input': image[None]} for image in images)
 
             def get_next(self) -> dict[str, np.ndarray] | None:
-                return next(({'input': image[None]} for image in self.images), None)
+                return next(self.inputs, None)
 
         with tempfile.TemporaryDirectory() as work:
             prepared = Path(work) / plain.name
@@ -227,71 +212,35 @@ class OpenVino(Runtime):
     suffixes = ('.xml', '.bin')
     modules = ('openvino',)
     int8_modules = ('nncf',)
-    weights: ClassVar = {'fp16': {}}
+    weights: ClassVar = {'fp16': dict(fp16=True)}
     options: ClassVar = dict(fp16=False)
 
-    def quantize(
-            self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool) -> None:
+    def quantize(self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
         """Quantize with NNCF."""
-        with quiet() as terminal, tqdm(
-                desc=f'{path.name}: calibrating', unit='image', leave=False, file=terminal) as progress:
+        with quiet():
             import nncf
             import openvino
             from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
 
-            def one(image: np.ndarray) -> np.ndarray:  # NNCF takes the images more than once
-                progress.update()
-                return image[None]
-
-            data = nncf.Dataset(images, one)
             quantized = nncf.quantize(
-                openvino.Core().read_model(plain), data, subset_size=len(images),
+                openvino.Core().read_model(plain), nncf.Dataset(images[:, None]), subset_size=len(images),
                 advanced_parameters=AdvancedQuantizationParameters(
                     weights_quantization_params=QuantizationParameters(per_channel=per_channel)))
             openvino.save_model(quantized, path, compress_to_fp16=False)
 
-    def convert(self, folder: Path, path: Path, input_size: Sequence[int], **options: Any) -> None:
-        """Have timmx write it, and work out what depends on the size of the images alone: TensorFlow's padding."""
-        super().convert(folder, path, input_size, **options)
-        import openvino.passes
-
-        manager = openvino.passes.Manager()
-        manager.register_pass(openvino.passes.ConstantFolding())
-        with self._rewritten(path) as model:
-            manager.run_passes(model)
-
-    def store_weights(self, folder: Path, plain: Path, path: Path, input_size: Sequence[int], precision: str) -> None:
-        """Store them in fp16, which OpenVINO widens; timmx would before the sizes are worked out, which widens them."""
-        import openvino
-
-        openvino.save_model(openvino.Core().read_model(plain), path, compress_to_fp16=True)
-
     def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write `rt_info`, where OpenVINO's own tools have what a model is."""
-        with self._rewritten(path) as model:
-            for key, value in metadata.items():
-                model.set_rt_info(value, ['model_info', key])
-
-    @contextlib.contextmanager
-    def _rewritten(self, path: Path) -> Iterator[Any]:
+        """Write `model_info` of `rt_info`, where OpenVINO's own tools describe models."""
         import openvino
 
-        model = openvino.Core().read_model(path)
-        yield model
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:  # the weights are still read from the old file
-            openvino.save_model(model, Path(work) / path.name, compress_to_fp16=False)
-            del model
-            for suffix in self.suffixes:
-                os.replace((Path(work) / path.name).with_suffix(suffix), path.with_suffix(suffix))
+        core = openvino.Core()
+        core.set_property({'ENABLE_MMAP': False})  # read all of the file, as it is written again
+        model = core.read_model(path)
+        for key, value in metadata.items():
+            model.set_rt_info(value, ['model_info', key])
+        openvino.save_model(model, path, compress_to_fp16=False)
 
     def load(self, path: Path, threads: int | None = None, precision: str = 'f32') -> Run:
-        """Run it on the processor.
-
-        Args:
-            path: The file.
-            threads: How many it may use.
-            precision: f32, or bf16, which OpenVINO takes by itself where the processor has it: 0.1 off then.
-        """
+        """Run it on the processor, in f32 or in bf16, which OpenVINO itself would choose where the processor has it."""
         import openvino
 
         options = {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'}
@@ -332,12 +281,7 @@ class LiteRt(Runtime):
         import flatbuffers
         from ai_edge_litert import schema_py_generated as schema
 
-        content = path.read_bytes()
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
-        for buffer in model.buffers:
-            if buffer.offset > 1:  # weights behind the flatbuffer, whose places would be others
-                buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-                buffer.offset = buffer.size = 0
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
         buffer, entry = schema.BufferT(), schema.MetadataT()
         buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
         entry.name, entry.buffer = 'timm_mobilenext', len(model.buffers)
@@ -348,7 +292,7 @@ class LiteRt(Runtime):
         path.write_bytes(builder.Output())
 
     def load(self, path: Path, threads: int | None = None) -> Run:
-        """Run it with XNNPACK, one thread unless told."""
+        """Run it with XNNPACK, on one thread by default. An int8 file takes integers and answers in them."""
         from ai_edge_litert.interpreter import Interpreter
 
         with quiet():
@@ -357,7 +301,7 @@ class LiteRt(Runtime):
         answer, = runner.get_output_details().values()
 
         def run(image: np.ndarray) -> np.ndarray:
-            if given['dtype'] == np.int8:  # the file takes integers, and answers in them
+            if given['dtype'] == np.int8:
                 scale, zero = given['quantization']
                 image = np.clip(np.rint(image / scale + zero), -128, 127).astype(np.int8)
             logits, = runner(**{name: image}).values()
@@ -369,7 +313,7 @@ class LiteRt(Runtime):
 
 
 class CoreMl(Runtime):
-    """Core ML's package, which computes in fp16 as Core ML does unless told."""
+    """Core ML's package, in fp16, which is Core ML's default."""
 
     name = 'coreml'
     suffixes = ('.mlpackage',)
@@ -389,7 +333,7 @@ class CoreMl(Runtime):
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it, on macOS."""
         if platform.system() != 'Darwin':
-            raise NotImplementedError('Core ML runs on macOS and iOS alone')
+            raise NotImplementedError('Core ML runs only on macOS and iOS')
         import coremltools
 
         model = coremltools.models.MLModel(str(path))
@@ -406,7 +350,7 @@ class Ncnn(Runtime):
     options: ClassVar = dict(fp16=False)
 
     def convert(self, folder: Path, path: Path, input_size: Sequence[int], **options: Any) -> None:
-        """Have timmx write a folder, and keep the two files of it that ncnn loads."""
+        """Have timmx write a folder, and keep its two files that ncnn loads."""
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             super().convert(folder, Path(work), input_size, **options)
             stem = path.name.removesuffix(self.suffixes[0])
@@ -423,13 +367,17 @@ class Ncnn(Runtime):
             setattr(net.opt, half, False)
         weights = str(path).removesuffix(self.suffixes[0]) + self.suffixes[1]
         if net.load_param(str(path)) or net.load_model(weights):
-            raise RuntimeError(f'ncnn does not load {path}')
+            raise RuntimeError(f'ncnn cannot load {path} and {Path(weights).name} beside it')
 
         def run(image: np.ndarray) -> np.ndarray:
             extractor = net.create_extractor()
             extractor.input('in0', ncnn.Mat(np.ascontiguousarray(image[0])))
             return np.array(extractor.extract('out0')[1])[None]
         return run
+
+
+def _in_torch(module: Callable[[torch.Tensor], torch.Tensor]) -> Run:
+    return torch.inference_mode()(lambda image: module(torch.from_numpy(image)).numpy())
 
 
 class TorchExport(Runtime):
@@ -440,11 +388,11 @@ class TorchExport(Runtime):
 
     def describe(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the extra file `timm_mobilenext.json` in it."""
-        program = torch.export.load(path)
-        torch.export.save(program, path, extra_files={'timm_mobilenext.json': json.dumps(metadata)})
+        torch.export.save(
+            torch.export.load(path), path, extra_files={'timm_mobilenext.json': json.dumps(metadata)})
 
     def load(self, path: Path, threads: int | None = None) -> Run:
-        """Run it in PyTorch, whose threads are the process's."""
+        """Run it in PyTorch, on the threads of the process."""
         return _in_torch(torch.export.load(path).module())
 
 
@@ -460,16 +408,9 @@ class TorchScript(Runtime):
             torch.jit.save(torch.jit.load(path), path, _extra_files={'timm_mobilenext.json': json.dumps(metadata)})
 
     def load(self, path: Path, threads: int | None = None) -> Run:
-        """Run it in PyTorch, whose threads are the process's."""
+        """Run it in PyTorch, on the threads of the process."""
         with quiet():
             return _in_torch(torch.jit.load(path))
-
-
-def _in_torch(module: Callable[[torch.Tensor], torch.Tensor]) -> Run:
-    @torch.inference_mode()
-    def run(image: np.ndarray) -> np.ndarray:
-        return module(torch.from_numpy(image)).numpy()
-    return run
 
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (
@@ -480,19 +421,19 @@ def load(path: str | Path, threads: int | None = None) -> Run:
     """Return an exported file as a function of one image to its logits.
 
     Args:
-        path: The file; of those with two, the one that its runtime is given.
-        threads: How many threads it may use, None for the runtime's choice. ExecuTorch uses all, PyTorch those of
-            the process.
+        path: The file; of two, the one that its runtime is given.
+        threads: How many threads it may use, None for the runtime's choice. ExecuTorch always uses all, PyTorch those
+            of the process.
 
     Returns:
         A function of an array (1, C, H, W), float32, as `timm.data.create_transform` makes images, to logits (1, N).
 
     Raises:
-        ValueError: If no format has files of such a name.
-        NotImplementedError: If files of the format do not run here.
+        ValueError: If the name of the file ends like that of no format.
+        NotImplementedError: If files of the format do not run on this system.
     """
     for runtime in RUNTIMES.values():
         if str(path).endswith(runtime.suffixes[0]):
             return runtime.load(Path(path), threads)
     suffixes = ', '.join(runtime.suffixes[0] for runtime in RUNTIMES.values())
-    raise ValueError(f'{path} is of no format that is known: expected a file that ends in one of {suffixes}.')
+    raise ValueError(f'{path} has an unknown format: expected a file that ends in one of {suffixes}.')

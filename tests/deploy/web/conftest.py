@@ -1,4 +1,4 @@
-"""A real browser, sites that networks trained here run on, and what Python answers to the same pictures."""
+"""A real browser, sites of networks that are trained here, and Python's answers to the same pictures."""
 import functools
 import gzip
 import http.server
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 CHROMIUM, DRIVER = (
     shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver'))
 SIZE = 64  # pixels
-# The names of the classes: long as German ones are, from right to left, with what HTML would take for its own.
+# Names of classes: long as German ones are, written from right to left, with what HTML would take for its own.
 LABELS = [
     'Donaudampfschifffahrtsgesellschaftskapitänsmützenabzeichen', 'برج المعبد الصيني القديم', 'שמיים וענפים',
     '<b>roof</b>', 'lake & shore', '湖', 'petal, yellow', 'Blütenstand der Gewöhnlichen Sonnenblumengewächse', 'stem',
@@ -100,12 +100,13 @@ def trained_folders(pictures, tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope='session')
 def sites(exporter, npm, trained_folders, trained, tmp_path_factory) -> dict[str, Path]:
-    """Sites of these with weights in fp32, there beside a network of one channel that reads digits, and in int8."""
-    folder = tmp_path_factory.mktemp('sites')
-    sources = {'fp32': [*map(str, trained_folders), f'Ziffern={trained}'], 'int8': [*map(str, trained_folders)]}
-    for weights, models in sources.items():  # keep: the MobileNetV2 is trained so little that int8 may cost it too much
-        web.make(models, folder / weights, weights=weights, runtime=npm / 'onnxruntime-web', keep=True)
-    return {weights: folder / weights for weights in sources}
+    """Sites: these in fp32 with a network of one channel that reads digits, these in int8, and the digits' alone."""
+    folder, networks, digits = tmp_path_factory.mktemp('sites'), [*map(str, trained_folders)], f'Ziffern={trained}'
+    sources = {'fp32': [*networks, digits], 'int8': networks, 'one': [digits]}
+    for name, models in sources.items():  # keep: the MobileNetV2 is trained so little that int8 may cost it too much
+        web.make(models, folder / name, weights='fp32' if name == 'fp32' else 'int8',
+                 runtime=npm / 'onnxruntime-web', keep=True)
+    return {name: folder / name for name in sources}
 
 
 class Expected:
@@ -135,8 +136,8 @@ class Expected:
 
 @pytest.fixture(scope='session')
 def python(sites, tmp_path_factory) -> dict[str, Expected]:
-    """Functions from a picture and the name of a network to the logits of its file in fp32, and in int8."""
-    return {weights: Expected(site, tmp_path_factory.mktemp('expected')) for weights, site in sites.items()}
+    """Functions from a picture and the name of a network to the logits of its file, for each site."""
+    return {name: Expected(site, tmp_path_factory.mktemp('expected')) for name, site in sites.items()}
 
 
 @pytest.fixture(scope='session')
@@ -147,7 +148,7 @@ def expected(python) -> Expected:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
-    """A function that serves a site, as our server does or as a host would that sends no headers of its own."""
+    """A function that serves a site, as our server does or as a host that sends no headers of its own."""
     servers: list[http.server.ThreadingHTTPServer] = []
 
     def start(folder: Path, is_plain: bool = False) -> str:
@@ -193,7 +194,8 @@ class Browser:
         self.size(1280, 800)
 
     def size(self, width: int, height: int, dark: bool = False) -> None:
-        """Give the page a size in pixels, and light or dark colours."""
+        """Give the page a size in pixels, and light or dark colours; a narrow one is touched."""
+        self.cdp('Emulation.setTouchEmulationEnabled', enabled=width < 600)
         self.cdp(
             'Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.cdp('Emulation.setEmulatedMedia', features=[
@@ -224,7 +226,7 @@ class Browser:
             '.then(value => done([value]), error => done([undefined, String(error)]));', *arguments)[0]
 
     def wait(self, script: str, *arguments: Any) -> Any:
-        """Wait until an expression of the page holds, and return it."""
+        """Wait until an expression of the page is true, and return it."""
         from selenium.common.exceptions import TimeoutException
         from selenium.webdriver.support.ui import WebDriverWait
 
@@ -232,14 +234,14 @@ class Browser:
             return WebDriverWait(self.driver, 30, 0.02).until(
                 lambda driver: driver.execute_script(f'return {script}', *arguments))
         except TimeoutException:
-            raise AssertionError(f'{script} never held; the page says:\n{self.text()}\n{self.errors()}') from None
+            raise AssertionError(f'{script} was never true; the page says:\n{self.text()}\n{self.errors()}') from None
 
     def text(self, element: str = 'body') -> str:
         """Return the text that an element shows."""
         return self.driver.find_element('css selector', element).text
 
     def errors(self) -> list[str]:
-        """Return what the page complained of in the console."""
+        """Return the errors in the console."""
         return [entry['message'] for entry in self.driver.get_log('browser') if entry['level'] == 'SEVERE']
 
     def click(self, element: str) -> None:
@@ -254,7 +256,7 @@ class Browser:
 
     def ready(self, count: int = 2) -> None:
         """Wait until this many networks can answer."""
-        self.wait('document.querySelectorAll("article select").length'
+        self.wait('document.querySelectorAll("article").length'
                   ' && [...document.querySelectorAll("article > div:not([hidden]) > .loading")]'
                   '.filter(its => its.hidden).length === arguments[0]', count)
 

@@ -1,14 +1,13 @@
-"""Make a static page that runs models in the browser, on the device of whoever opens it.
+"""Make a static page that runs models in the visitor's browser.
 
     python -m timm_mobilenext web mobilenext_100 mobilenetv2_100 --output site --serve
-    python -m timm_mobilenext web model_best.pth.tar --label-names names.txt --title 'My flowers' --output site
+    python -m timm_mobilenext web 'Flowers=model_best.pth.tar' --label-names names.txt --output site
     python -m timm_mobilenext web --output site --serve         # serves a site that was made before
 
-MODEL is a model name of timm with pretrained weights, a converted folder, hf-hub:OWNER/NAME, or a checkpoint of
-train.py; NAME=MODEL gives it a name on the page. The first answers first, the second beside it. docs/web.md says where
-the site can be put.
+Each SOURCE is a model name of timm with pretrained weights, a checkpoint of train.py, a converted folder, or
+hf-hub:OWNER/NAME; with NAME= before it, the page calls it NAME. The page shows the first, and the second to compare it
+with. docs/web.md says where the site can be put.
 """
-import argparse
 import contextlib
 import copy
 import functools
@@ -26,81 +25,21 @@ from typing import Any, ClassVar
 
 from timm.data import resolve_data_config
 
-from timm_mobilenext.weights.authors import LICENSE
-from timm_mobilenext.cli import clear_errors, new_folder, read_label_names
-from timm_mobilenext.doctor import count
-from timm_mobilenext.deploy.export import chosen, load, options_of_images, write
-from timm_mobilenext.weights.publish import LICENSE_TEXT
+from timm_mobilenext.cli import SOURCES, clear_errors, new_folder, parser, read_label_names
+from timm_mobilenext.deploy.export import USES, chosen, options_of_images, write
 from timm_mobilenext.deploy.runtimes import RUNTIMES
+from timm_mobilenext.doctor import count
+from timm_mobilenext.weights.authors import LICENSE
+from timm_mobilenext.weights.convert import Converted, load
+from timm_mobilenext.weights.publish import LICENSE_TEXT
 
-PAGE = Path(__file__).parent / 'page'
+HERE = Path(__file__).parent
+PAGE = HERE / 'page'
 PACKAGE = 'onnxruntime-web'
 VERSION = '1.30.0'
 LOADERS = ('ort.wasm.min.mjs', 'ort-wasm-simd-threaded.mjs')
 BINARY = 'ort-wasm-simd-threaded.wasm'
-PRECISIONS = {
-    'int8': 'weights in 8 bits, arithmetic in 32', 'fp16': 'weights in 16 bits, arithmetic in 32', 'fp32': '32 bits'}
-# What preprocess.js knows.
-INTERPOLATIONS = ('bicubic', 'bilinear')
-CROP_MODES = ('center', 'squash', 'border')
-
 TITLE = 'MobileNeXt on this device'
-
-_CARD = """---
-title: {quoted}
-emoji: 📷
-colorFrom: blue
-colorTo: gray
-sdk: static
-app_file: index.html
-pinned: false
-tags: [timm, image-classification, mobilenext, onnx]{license}
-custom_headers:
-  cross-origin-embedder-policy: require-corp
-  cross-origin-opener-policy: same-origin
-  cross-origin-resource-policy: cross-origin
----
-
-# {title}
-
-A page that classifies pictures on the device that opens it, in WebAssembly. No picture is sent anywhere. Made by
-`python -m timm_mobilenext web`; it is complete, and works on any host of static files, below any path.
-
-| network | parameters | multiply-adds | to download | licence | from |
-|---|---:|---:|---:|---|---|
-{rows}
-
-The runtime, onnxruntime-web {version}, is under the MIT License (`onnxruntime-web/LICENSE`), the page under the Apache
-License 2.0.
-
-## Put it on a host
-
-- **This machine**: `python -m timm_mobilenext web --output . --serve`, in this folder.
-- **A Space of the Hugging Face Hub**: `hf repo create OWNER/NAME --repo-type space --space-sdk static`, then
-  `hf upload OWNER/NAME . . --repo-type space`.
-- **GitHub Pages**: commit this folder to the branch that is published. It sends no headers of isolation; from the
-  second visit on the page adds them itself.
-- **Netlify, Cloudflare Pages**: publish this folder; `_headers` is for them.
-
-Browsers give the camera, and keep the page for visits without a network, only where it comes by https.
-"""
-_MIT = """MIT License
-
-Copyright (c) Microsoft Corporation
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
 
 
 def find_runtime(given: str | Path | None = None) -> Path:
@@ -114,24 +53,48 @@ def find_runtime(given: str | Path | None = None) -> Path:
         ValueError: If it is another version.
     """
     here = Path.cwd()
-    folders = [Path(given)] if given else [
-        parent / 'node_modules' / PACKAGE for parent in (here, *here.parents)]
+    folders = [Path(given)] if given else [parent / 'node_modules' / PACKAGE for parent in (here, *here.parents)]
     found = next((folder for folder in folders if (folder / 'package.json').is_file()), None)
-    remedy = f'npm install {PACKAGE}@{VERSION}'
+    remedy = f'Run npm install {PACKAGE}@{VERSION}'
     if found is None:
         where = f'in {given}' if given else 'in node_modules here or in a folder above'
-        raise FileNotFoundError(
-            f"npm's package {PACKAGE} is not {where}: {remedy} brings it, --runtime names it elsewhere.")
+        raise FileNotFoundError(f'The npm package {PACKAGE} is not {where}. {remedy}, or give its folder (--runtime).')
     version = json.loads((found / 'package.json').read_text())['version']
     if version != VERSION:
-        raise ValueError(f'{found} is {PACKAGE} {version}, expected {VERSION}: {remedy} brings it.')
+        raise ValueError(f'{found} is {PACKAGE} {version}: expected {VERSION}. {remedy}.')
     return found / 'dist'
+
+
+def _load(sources: Sequence[str], model: str | None, model_kwargs: dict[str, Any] | None) -> dict[str, Converted]:
+    """Return the networks by their names on the page, if it can run them."""
+    networks: dict[str, Converted] = {}
+    for source in sources:
+        name, _, rest = source.partition('=')
+        if not rest or Path(source).exists():
+            name, rest = '', source
+        is_file = Path(rest).is_file()
+        converted = load(rest, model if is_file else None, model_kwargs)
+        place = Path(rest.rpartition(':')[2]).resolve().name  # of a folder, a repository or a model
+        name = name or (converted.provenance['architecture'] if is_file else place)
+        if name in networks:
+            raise ValueError(f'Two networks are called {name!r}: give one of them another name, NAME={rest}.')
+        if not converted.model.num_classes:
+            raise ValueError(f'{name} has no classifier: expected a network that answers with classes.')
+        config = resolve_data_config({}, model=converted.model)
+        for key, value, known in (  # what preprocess.js knows
+                ('interpolation', config['interpolation'], ('bicubic', 'bilinear')),
+                ('crop_mode', config['crop_mode'], ('center', 'squash', 'border')),
+                ('in_chans', config['input_size'][0], (1, 3))):
+            if value not in known:
+                raise ValueError(f'{name} has {key} {value!r}: the page knows {", ".join(map(str, known))}.')
+        networks[name] = converted
+    return networks
 
 
 def _pack(content: bytes, name: str, suffix: str, folder: Path) -> dict[str, Any]:
     """Write a file packed, named by its content so that it never changes, and return what the page needs to know.
 
-    The page unpacks it itself, as not every host packs what it sends, and the runtime is four times as large unpacked.
+    The page unpacks it itself: not every host packs what it sends, and unpacked the runtime is four times as large.
     """
     packed = gzip.compress(content, 9, mtime=0)
     name = re.sub(r'[^A-Za-z0-9._-]+', '-', name)
@@ -141,44 +104,30 @@ def _pack(content: bytes, name: str, suffix: str, folder: Path) -> dict[str, Any
     return dict(path=f'files/{path.name}', bytes=len(packed), size=len(content))
 
 
-def _export(
-        source: str,
-        weights: str,
-        folder: Path,
-        model: str | None = None,
-        **kwargs: Any,
-) -> tuple[dict[str, Any], list[str]]:
-    """Export a model into the site, and return its entry of models.json and the names of its classes, if it has any."""
-    name, _, rest = source.partition('=')
-    if not rest or Path(source).exists():
-        name, rest = '', source
-    is_file = Path(rest).is_file()
-    converted = load(rest, model if is_file else None)
-    if not converted.model.num_classes:
-        raise ValueError(f'{rest} has no classifier: expected a network that answers with classes.')
-    config = resolve_data_config({}, model=converted.model)
-    for key, value, known in (
-            ('interpolation', config['interpolation'], INTERPOLATIONS), ('crop_mode', config['crop_mode'], CROP_MODES),
-            ('channels', config['input_size'][0], (1, 3))):
-        if value not in known:
-            raise ValueError(
-                f'{rest} has {key} {value!r}, which the page does not know: expected {", ".join(map(str, known))}.')
-    provenance = converted.provenance
-    name = name or provenance['architecture' if is_file else 'source'].removeprefix('hf-hub:')
+def _export(name: str, converted: Converted, weights: str, folder: Path, **options: Any) -> dict[str, Any]:
+    """Export a network into the site, and return its entry of models.json."""
     with tempfile.TemporaryDirectory() as work:
-        exported = write(converted, ['onnx'], Path(work), weights=[] if weights == 'fp32' else [weights], **kwargs)
+        try:
+            exported = write(converted, ['onnx'], Path(work), weights=[weights] * (weights != 'fp32'), **options)
+        except RuntimeError as error:
+            more = '' if weights == 'fp32' else ' --weights fp32 keeps the weights as they are.'
+            raise RuntimeError(f'{name}: {error}{more}') from error
         row = next(row for row in exported if row.precision in (weights, f'weights_{weights}'))
         about = json.loads((Path(work) / 'model.json').read_text(encoding='utf-8'))
         file = _pack(row.path.read_bytes(), name, '.onnx', folder)
     del about['files']
-    label_names = about.pop('label_names', [])
     network = copy.copy(converted.model)
     network.pretrained_cfg = network.pretrained_cfg | dict(input_size=about['input_size'])
     params, madds, _ = count(network)
-    return {
-        'name': name, **about, 'params': params, 'madds': madds, 'precision': row.precision,
-        'precision_in_words': PRECISIONS[weights], 'file': file, 'check': row.check(),
-    }, label_names
+    _, height, width = about['input_size']
+    facts = [
+        f'{params / 1e6:.2f} million parameters',
+        f'{madds / 1e6:.0f} million multiply-adds at {width} \u00d7 {height} pixels',
+        f'{file["size"] / 1e6:.1f} MB, {USES[row.precision]}',
+        f'From {about["source"]}, licence {about.get("license") or "not stated"}', f'The file {row.check()}']
+    return dict(
+        name=name, **about, params=params, madds=madds, precision=row.precision, file=file, check=row.check(),
+        facts=facts)
 
 
 def make(
@@ -188,62 +137,68 @@ def make(
         title: str = TITLE,
         weights: str = 'int8',
         runtime: str | Path | None = None,
-        **kwargs: Any,
+        label_names: list[str] | None = None,
+        model: str | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        **options: Any,
 ) -> dict[str, Any]:
     """Write a site that runs models in the browser.
 
     Args:
-        sources: What `export.load` takes, each with `NAME=` before it if it is to have another name on the page.
+        sources: What `convert.load` takes, each with `NAME=` before it to give it that name on the page.
         output: The folder, a new one.
-        title: What the page calls itself.
-        weights: How the weights are stored: int8, fp16 or fp32. The arithmetic is in fp32: int8's takes twice as long
-            in WebAssembly.
+        title: Title of the page.
+        weights: How the weights are stored: int8, fp16 or fp32. The arithmetic is in fp32: in WebAssembly that of int8
+            takes twice as long.
         runtime: See `find_runtime`.
-        **kwargs: `model` of `export.load`, and the arguments of `export.write`, for all of them.
+        label_names: Names of the classes, for each network that has as many.
+        model: Name of the architecture of checkpoints that do not name their own.
+        model_kwargs: Arguments of the models that are not the architecture's.
+        **options: See `export.Options`, for all models.
 
     Returns:
         What models.json holds: the models, the lists of class names, the runtime.
 
     Raises:
-        ImportError, OSError, ValueError, RuntimeError: See `find_runtime`, `export.load` and `export.write`; nothing is
-            left behind then.
+        ImportError, OSError, ValueError, RuntimeError: See `find_runtime`, `convert.load` and `export.write`; nothing
+            is left behind then.
     """
     missing = RUNTIMES['onnx'].missing()
     if missing:
         raise ImportError(
-            f"The site needs {', '.join(missing)}, which is not installed: pip install 'timm-mobilenext[web]'.")
+            f"The site needs packages that are not installed ({', '.join(missing)}): "
+            "pip install 'timm-mobilenext[web]'.")
     dist = find_runtime(runtime)
+    networks = _load(sources, model, model_kwargs)
+    classes = {name: converted.model.num_classes for name, converted in networks.items()}
+    if label_names and len(label_names) not in classes.values():
+        raise ValueError(f'There are {len(label_names)} label names, but ' + ' and '.join(
+            f'{name} has {n} classes' for name, n in classes.items()) + '.')
     with new_folder(output) as folder:
         models: list[dict[str, Any]] = []
         labels: list[list[str]] = []  # of several models, most have the same
-        for source in sources:
-            about, label_names = _export(source, weights, folder, **kwargs)
-            if about['name'] in [other['name'] for other in models]:
-                raise ValueError(f'Two models are called {about["name"]!r}: name one of them, NAME={source}.')
-            if label_names and label_names not in labels:
-                labels.append(label_names)
-            models.append({**about, 'labels': labels.index(label_names) if label_names else None})
+        for name, converted in networks.items():
+            names = label_names if label_names and len(label_names) == classes[name] else None
+            about = _export(name, converted, weights, folder, label_names=names, **options)
+            found = about.pop('label_names', None)
+            labels += [found] if found and found not in labels else []
+            models.append({**about, 'labels': labels.index(found) if found else None})
         engine = dict(version=VERSION, **_pack((dist / BINARY).read_bytes(), 'ort-wasm', '.wasm', folder))
         site = dict(title=title, models=models, labels=labels, runtime=engine)
         (folder / 'models.json').write_text(json.dumps(site, ensure_ascii=False), encoding='utf-8')
-        _write_page(site, folder)
-        for file in LOADERS:
-            shutil.copy(dist / file, folder / PACKAGE)
-        worker = (folder / 'sw.js').read_text(encoding='utf-8')  # last, as it has a digest of all the others
-        files = sorted(path for path in folder.rglob('*') if path.is_file())
-        digest = hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:12]
-        (folder / 'sw.js').write_text(worker.replace("'development'", f"'{digest}'"), encoding='utf-8')
+        _write_page(site, folder, dist)
     return site
 
 
-def _write_page(site: dict[str, Any], folder: Path) -> None:
-    """Write the page, and what hosts and readers want to know of the site."""
-    for path in PAGE.iterdir():
-        shutil.copyfile(path, folder / path.name)
+def _write_page(site: dict[str, Any], folder: Path, dist: Path) -> None:
+    """Write the page, the loaders of the runtime, and what hosts and readers want to know of the site."""
+    shutil.copytree(PAGE, folder, dirs_exist_ok=True)
     index = (folder / 'index.html').read_text(encoding='utf-8')
     (folder / 'index.html').write_text(index.replace(TITLE, html.escape(site['title'])), encoding='utf-8')
     (folder / PACKAGE).mkdir()
-    (folder / PACKAGE / 'LICENSE').write_text(_MIT)
+    for file in LOADERS:
+        shutil.copyfile(dist / file, folder / PACKAGE / file)
+    shutil.copyfile(HERE / 'LICENSE.onnxruntime-web', folder / PACKAGE / 'LICENSE')  # npm's package has none
     licences = {model.get('license') for model in site['models']}
     if LICENSE in licences:
         shutil.copyfile(LICENSE_TEXT, folder / 'LICENSE.weights')
@@ -252,14 +207,18 @@ def _write_page(site: dict[str, Any], folder: Path) -> None:
         f'{" x ".join(map(str, model["input_size"][1:]))} px | {model["file"]["bytes"] / 1e6:.1f} MB | '
         f'{model.get("license") or "not stated"} | {model["source"]} |' for model in site['models']]
     only = licences.pop() if len(licences) == 1 else None
-    (folder / 'README.md').write_text(_CARD.format(
-        title=site['title'], quoted=json.dumps(site['title'], ensure_ascii=False), rows='\n'.join(rows),
+    (folder / 'README.md').write_text((HERE / 'card.md').read_text(encoding='utf-8').format(
+        title=site['title'], quoted_title=json.dumps(site['title'], ensure_ascii=False), rows='\n'.join(rows),
         version=VERSION, license=f'\nlicense: {only}' if only else ''), encoding='utf-8')
     forever = headers('files/')
     cache = forever.pop('Cache-Control')
     lines = [f'  {key}: {value}' for key, value in forever.items()]
     (folder / '_headers').write_text('\n'.join(['/*', *lines, '/files/*', f'  Cache-Control: {cache}', '']))
     (folder / '.nojekyll').touch()  # GitHub Pages then publishes the files as they are
+    worker = (folder / 'sw.js').read_text(encoding='utf-8')  # last, as it has a digest of all the others
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    digest = hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:12]
+    (folder / 'sw.js').write_text(worker.replace("'development'", f"'{digest}'"), encoding='utf-8')
 
 
 def headers(path: str) -> dict[str, str]:
@@ -281,7 +240,7 @@ def headers(path: str) -> dict[str, str]:
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    # What a machine's own tables say of these differs; a browser refuses modules of another type.
+    # Machines have tables of their own for these; a browser refuses modules of another type.
     types: ClassVar = {
         '.css': 'text/css', '.gz': 'application/gzip', '.html': 'text/html; charset=utf-8', '.js': 'text/javascript',
         '.json': 'application/json', '.md': 'text/markdown; charset=utf-8', '.mjs': 'text/javascript',
@@ -296,72 +255,67 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing of each request."""
+        """Say nothing about requests."""
 
 
 def server(folder: str | Path, port: int = 0) -> http.server.ThreadingHTTPServer:
-    """Return a server of a site for this machine alone, with the types and headers that browsers want.
+    """Return a server of a site, reachable only from this machine, with the types and headers that browsers want.
 
     Args:
         folder: The site.
-        port: Where it listens, 0 for any that is free.
+        port: Where it listens, 0 for any free port.
 
     Raises:
         FileNotFoundError: If there is no site in the folder.
-        OSError: If another program listens there.
+        OSError: If the port is taken.
     """
     if not Path(folder, 'models.json').is_file():
-        raise FileNotFoundError(f'There is no site in {folder}: expected one that this command made (--output).')
+        raise FileNotFoundError(f'Folder {folder} has no site: expected one that this command made (--output).')
     try:
         return http.server.ThreadingHTTPServer(('127.0.0.1', port), functools.partial(_Handler, directory=str(folder)))
     except (OSError, OverflowError) as error:
-        reason = getattr(error, 'strerror', error)
-        raise OSError(f'Port {port} cannot be listened on ({reason}): give another with --port.') from error
+        raise OSError(f'Port {port} is unavailable ({error}). Give another with --port.') from error
 
 
 def main(argv: list[str]) -> int:
     """Run `python -m timm_mobilenext web` with these arguments."""
-    command = argparse.ArgumentParser(
-        'python -m timm_mobilenext web', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument('models', nargs='*', metavar='MODEL', help=(
-        'model name with weights, converted folder, hf-hub:OWNER/NAME, checkpoint; NAME=MODEL to call it so'))
-    command.add_argument('--output', '-o', required=True, metavar='DIR', help=(
-        'new folder; without MODEL the one to serve'))
-    command.add_argument('--title', default=TITLE, help='what the page calls itself (default: %(default)s)')
-    command.add_argument('--model', metavar='NAME', help='architecture of checkpoints that do not say it')
-    command.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one a line')
-    command.add_argument('--weights', choices=[*PRECISIONS], default='int8', help=(
+    command = parser('web', __doc__)
+    command.add_argument('sources', nargs='*', metavar='SOURCE', help=f'{SOURCES}; NAME=SOURCE to name it on the page')
+    command.add_argument('--title', default=TITLE, help='title of the page (default: %(default)s)')
+    command.add_argument('--weights', choices=['int8', 'fp16', 'fp32'], default='int8', help=(
         'how they are stored; the arithmetic is in fp32 (default: %(default)s)'))
     command.add_argument('--runtime', metavar='DIR', help=(
-        f"npm's package {PACKAGE} {VERSION} (default: the nearest in node_modules)"))
+        f'the npm package {PACKAGE} {VERSION} (default: the nearest in node_modules)'))
     command.add_argument('--serve', action='store_true', help='serve the site on this machine until Ctrl-C')
     command.add_argument('--port', type=int, default=8000, metavar='N', help='for --serve (default: %(default)s)')
     options_of_images(command)
     args = command.parse_args(argv)
-    if not (args.models or args.serve):
-        command.error('Which models? Without one, --serve serves a site that is there.')
+    if not (args.sources or args.serve):
+        command.error('give one or more SOURCEs to make a site, or --serve to serve the one in --output')
     with clear_errors():
-        if args.models:
+        if args.sources:
             site = make(
-                args.models, args.output, title=args.title, runtime=args.runtime, model=args.model,
-                label_names=read_label_names(args.label_names), **chosen(args))
-            _report(site, Path(args.output))
+                args.sources, args.output, title=args.title, runtime=args.runtime, model=args.model,
+                model_kwargs=args.model_kwargs, label_names=read_label_names(args.label_names), **chosen(args))
+            _report(site, Path(args.output), args.serve)
         if args.serve:
             with server(args.output, args.port) as web:
-                print(f'http://127.0.0.1:{web.server_address[1]}/ until Ctrl-C', flush=True)
+                print(f'Serving at http://127.0.0.1:{web.server_address[1]}/ (Ctrl-C to stop)', flush=True)
                 with contextlib.suppress(KeyboardInterrupt):
                     web.serve_forever()
     return 0
 
 
-def _report(site: dict[str, Any], output: Path) -> None:
-    """Say what the site weighs."""
+def _report(site: dict[str, Any], output: Path, is_served: bool) -> None:
+    """Say what the site has, what a visit downloads, and what comes next."""
     for model in site['models']:
-        print(f'{model["name"]}: {model["file"]["size"] / 1e6:.2f} MB, {model["file"]["bytes"] / 1e6:.2f} to download; '
-              f'as PyTorch: {model["check"]}')
+        print(f'{model["name"]}: {model["file"]["bytes"] / 1e6:.2f} MB to download, {USES[model["precision"]]}; '
+              f'{model["check"]}')
     page = sum((output / path.name).stat().st_size for path in PAGE.iterdir())
     runtime = site['runtime']['bytes'] + sum((output / PACKAGE / file).stat().st_size for file in LOADERS)
-    total = sum(path.stat().st_size for path in output.rglob('*') if path.is_file())
     first = page + runtime + site['models'][0]['file']['bytes']
-    print(f'{output}: {total / 1e6:.2f} MB; page {page / 1e3:.0f} kB, runtime {runtime / 1e6:.2f} MB. A first visit '
-          f'downloads {first / 1e6:.2f} MB until it answers.')
+    print(f'{output}: a first visit downloads {first / 1e6:.2f} MB (runtime {runtime / 1e6:.2f} MB, page '
+          f'{page / 1e3:.0f} kB), later visits nothing')
+    if not is_served:
+        print(f'Next: python -m timm_mobilenext web --output {output} --serve shows it on this machine. '
+              f'{output / "README.md"} says how to put it on a host.')

@@ -1,16 +1,13 @@
 // The page: pictures in, answers out. What takes time is in worker.js.
 import * as camera from './camera.js';
-import {download, forget, storage} from './download.js';
+import {download, forget} from './download.js';
 
 const SHOWN = 5;  // classes
 const FRAME_MS = 100;  // at least, between two frames of the camera
-const SPOKEN_MS = 3000;  // at least, between two answers to them that are read aloud
-// A module with an instruction of WebAssembly SIMD.
-const SIMD = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11);
+const SPOKEN_MS = 3000;  // at least, between two of them that are read aloud
 
 const $ = id => document.getElementById(id);
 const say = text => $('message').textContent = text;
-const megabytes = bytes => `${(bytes / 1e6).toFixed(1)} MB`;
 
 function median(values) {
   const sorted = [...values].sort((a, b) => a - b), last = sorted.length - 1;
@@ -23,7 +20,7 @@ function make(tag, properties, ...children) {
   return element;
 }
 
-const {userAgent: agent, userAgentData: client, hardwareConcurrency: cores, maxTouchPoints} = navigator;
+const {userAgent: agent, hardwareConcurrency: cores, maxTouchPoints} = navigator;
 const isIos = /iP(hone|ad|od)/.test(agent) || (/Mac/.test(agent) && maxTouchPoints > 1);
 // Threads need isolation, and fail on iOS (onnxruntime #11679). ?threads=N asks for others.
 const threads = !self.crossOriginIsolated || isIos ? 1 :
@@ -56,11 +53,11 @@ function call(command, given, transfer) {
 
 function startWorker() {
   worker = new Worker('worker.js', {type: 'module'});
-  worker.onmessage = ({data: {id, result, error, isTold}}) => {
+  worker.onmessage = ({data: {id, result, error}}) => {
     const {resolve, reject} = calls.get(id);
     calls.delete(id);
     if (error === undefined) resolve(result);
-    else reject(Object.assign(new Error(error), {isTold}));
+    else reject(new Error(error));
   };
   worker.onerror = () => {
     broken = new Error('a part of the page is missing');
@@ -112,31 +109,28 @@ function showProgress(slot) {
   if (!slot.name) return;
   const all = models.get(slot.name).file.bytes + site.runtime.bytes, received = slot.received + runtimeReceived;
   slot.progress.value = received / all;
-  slot.amount.textContent = received < all ? `Loading: ${megabytes(received)} of ${megabytes(all)}` : 'Starting';
+  slot.amount.textContent = received < all ? `Loading: ${(received / 1e6).toFixed(1)} of ${(all / 1e6).toFixed(1)} MB` : 'Starting';
 }
 
 /** Show a network in a place, and load it. */
 async function choose(slot, name) {
   Object.assign(slot, {name, received: 0});
-  slot.select.value = name;
+  if (slot.select) slot.select.value = name;
   slot.bars.replaceChildren();
   slot.ms.textContent = slot.error.textContent = '';
-  slot.retry.hidden = true;
   slot.body.hidden = !name;
-  const model = models.get(name);
   slot.loading.hidden = !name || ready.has(name);
   if (name) {
-    slot.facts.textContent = `${(model.params / 1e6).toFixed(2)} M parameters, ${Math.round(model.madds / 1e6)} M multiply-adds ` +
-      `at ${model.input_size.slice(1).join(' x ')} px, ${megabytes(model.file.size)}, ${model.precision_in_words}`;
+    const model = models.get(name);
+    slot.facts.replaceChildren(...model.facts.map(fact => make('li', {dir: 'auto'}, fact)));
     showProgress(slot);
     try {
       await load(model, slot);
     } catch (error) {
-      if (slot.name === name) slot.error.textContent = `${name} could not be loaded: ${error.message}.`;
+      if (slot.name === name) slot.error.textContent = `${name} could not be loaded: ${error.message}. Load the page again.`;
     }
     if (slot.name !== name) return;
     slot.loading.hidden = true;
-    slot.retry.hidden = ready.has(name);
     if (ready.has(name) && !isLive) await classify();
   }
   for (const other of ready) {
@@ -145,26 +139,30 @@ async function choose(slot, name) {
     loading.delete(other);
     call('unload', {name: other});
   }
+  showState();
 }
 
 function addSlot(title, names) {
   const slot = {
-    received: 0, select: make('select', {}, ...names.map(name => make('option', {value: name, dir: 'auto'}, name || 'none'))),
-    facts: make('p', {className: 'facts'}), progress: make('progress', {ariaLabel: `${title}: loading`}), amount: make('span'),
-    error: make('p', {role: 'alert'}), retry: make('button', {hidden: true}, 'Try again'),
-    bars: make('ol', {className: 'bars'}), ms: make('p', {className: 'ms'}),
+    received: 0, facts: make('ul'), progress: make('progress', {ariaLabel: 'Loading'}), amount: make('span'),
+    error: make('p', {role: 'alert'}), bars: make('ol', {className: 'bars'}), ms: make('p', {className: 'ms'}),
   };
+  let head = make('h2', {dir: 'auto'}, names[0]);
+  if (models.size > 1) {
+    slot.select = make('select', {}, ...names.map(name => make('option', {value: name, dir: 'auto'}, name || 'no other')));
+    slot.select.onchange = () => {
+      const name = slot.select.value, other = name && slotOf(name), before = slot.name;
+      if (other && !before) return slot.select.value = '';
+      choose(slot, name);
+      if (other) choose(other, before);  // they change places
+    };
+    head = make('label', {}, title, slot.select);
+  }
   slot.loading = make('p', {className: 'loading'}, slot.progress, slot.amount);
-  slot.body = make('div', {}, slot.facts, slot.loading, slot.error, slot.retry, slot.bars, slot.ms);
-  slot.select.onchange = () => {
-    const name = slot.select.value, other = name && slotOf(name), before = slot.name;
-    if (other && !before) return slot.select.value = '';
-    choose(slot, name);
-    if (other) choose(other, before);  // they change places
-  };
-  slot.retry.onclick = () => choose(slot, slot.name);
+  slot.body = make('div', {}, slot.loading, slot.error, slot.bars, slot.ms,
+    make('details', {}, make('summary', {}, 'About this network'), slot.facts));
   slots.push(slot);
-  $('answers').append(make('article', {}, make('label', {}, title, slot.select), slot.body));
+  $('answers').append(make('article', {}, head, slot.body));
   return slot;
 }
 
@@ -180,34 +178,44 @@ async function classify() {
   const mine = ++turn, names = loaded();
   if (!picture) return;
   say('');
-  $('note').textContent = names.length ? '' : 'The answer comes when the network has been loaded.';
+  $('note').textContent = names.length ? '' : 'The answer comes when the network is loaded.';
   if (!names.length) return;
   let result;
   try {
     result = await call('classify', {image: picture, names});
   } catch (error) {
-    if (mine === turn) say(error.isTold ? error.message : `${picture.name} could not be classified: ${error.message}.`);
-    return;
+    if (mine !== turn) return;
+    say(error.message);
+    picture = null;
+    return showFrame(null);
   }
   const {preview, notes, crop} = result, canvas = $('preview');
   if (mine === turn) {
     Object.assign(canvas, {width: preview.width, height: preview.height, ariaLabel: picture.name});
     canvas.getContext('2d').drawImage(preview, 0, 0);
-    if (storage.isFull) notes.push('The storage of this browser is full: next time the network is downloaded again.');
     $('note').textContent = notes.join(' ');
     showFrame(canvas, crop);
     show(result, picture.name);
-    if (slots.every(({name, retry}) => !name || ready.has(name) || !retry.hidden) && names.some(name => !timed.has(name))) await measure();
+    if (slots.every(({loading}) => loading.hidden) && names.some(name => !timed.has(name))) await measure();
   }
   preview.close();
 }
 
-function showFrame(element, {x, y}) {
+/** Show the picture or the camera, with the part that the network sees; or nothing. */
+function showFrame(element, {x, y} = {x: [0, 1], y: [0, 1]}) {
   for (const other of [$('preview'), $('video')]) other.hidden = other !== element;
   $('frame').hidden = !element;
-  $('hint').hidden = Boolean(element);
+  $('empty').hidden = Boolean(element);
+  if (!element) return slots.forEach(slot => slot.bars.replaceChildren());
   const [left, width, top, height] = [...x, ...y].map(share => `${100 * share}%`);
   Object.assign($('crop').style, {left, width, top, height});
+  $('frame').style.setProperty('--ratio', (element.videoWidth || element.width) / (element.videoHeight || element.height));
+}
+
+function showState() {
+  const isReady = loaded().length;
+  $('example').hidden = !isReady;
+  $('state').textContent = isReady ? 'Ready. Choose a picture, or start with this one:' : 'Loading the network. You can choose a picture already.';
 }
 
 /** Show the answers; the event `answer` of the document has the logits. */
@@ -218,7 +226,7 @@ function show({answers, ms}, name) {
     const classes = best.map(i => [site.labels[model.labels]?.[i] ?? `class ${i}`, `${(100 * powers[i] / sum).toFixed(1)} %`]);
     slotOf(name)?.bars.replaceChildren(...classes.map(([label, percent]) => {
       const bar = make('span', {className: 'bar'});
-      bar.style.width = percent.replace(' ', '');
+      bar.style.setProperty('--share', percent.replace(' ', ''));
       return make('li', {}, make('span', {dir: 'auto'}, label), make('span', {}, percent), bar);
     }));
     return `${name}: ${classes[0].join(', ')}`;
@@ -230,26 +238,19 @@ function show({answers, ms}, name) {
   document.dispatchEvent(new CustomEvent('answer', {detail: {name, answers, ms}}));
 }
 
-// Time
-
 async function measure(rounds = 21, atMost = 2000) {
   const names = loaded(), times = await call('measure', {names, rounds, atMost}), first = median(times[0]);
   $('times').replaceChildren(...names.map((name, i) => {
-    const middle = median(times[i]), cells = [middle.toFixed(1), (middle / first).toFixed(2), times[i].length];
+    const middle = median(times[i]), cells = [`${middle.toFixed(1)} ms`];
+    if (names.length > 1) cells.push((middle / first).toFixed(2));
     timed.add(name);
     return make('tr', {}, make('th', {scope: 'row', dir: 'auto'}, name), ...cells.map(cell => make('td', {}, cell)));
   }));
+  $('times').previousElementSibling.hidden = names.length < 2;
+  $('device').textContent = `The median of ${times[0].length} runs after two to warm up, without decoding and resizing the ` +
+    `picture. WebAssembly with SIMD, ${threads === 1 ? 'one thread' : `${threads} threads`} on ${cores} cores.`;
   $('speed').hidden = false;
   document.dispatchEvent(new CustomEvent('measured', {detail: {names, times, threads}}));
-}
-
-async function describeDevice() {
-  const data = await client?.getHighEntropyValues(['model']);
-  const brand = data?.brands.findLast(({brand}) => !/Not/.test(brand));
-  const browser = brand ? `${brand.brand} ${brand.version}` : /Firefox\/\d+|Version\/[\d.]+ .*Safari/.exec(agent)?.[0] ?? 'a browser';
-  const system = data ? `${data.platform} ${data.model}`.trim() : /\((.*?)\)/.exec(agent)[1];
-  $('device').textContent = `WebAssembly with SIMD on the processor, ${threads === 1 ? 'one thread' : `${threads} threads`}; ` +
-    `${browser} on ${system}, ${cores} cores. Medians of runs in turn, after warming up, without decoding and resizing.`;
 }
 
 // The camera
@@ -274,8 +275,7 @@ async function toggleCamera() {
   $('note').textContent = '';
   $('camera').textContent = 'Stop the camera';
   $('shoot').hidden = false;
-  showFrame($('video'), {x: [0, 1], y: [0, 1]});
-  const recent = {};  // name -> milliseconds of the last runs
+  showFrame($('video'));
   while (isLive) {
     const next = new Promise(resolve => setTimeout(resolve, FRAME_MS)), names = loaded();
     if (names.length && !document.hidden && $('video').readyState >= 2) {
@@ -284,12 +284,9 @@ async function toggleCamera() {
         if (!isLive) return;
         showFrame($('video'), result.crop);
         show(result, 'camera');
-        for (const {name, ms} of result.answers) {
-          recent[name] = [...recent[name] ?? [], ms].slice(-15);
-          Object.assign(slotOf(name)?.ms ?? {}, {textContent: `${median(recent[name]).toFixed(1)} ms`});
-        }
+        for (const {name, ms} of result.answers) Object.assign(slotOf(name)?.ms ?? {}, {textContent: `${ms.toFixed(1)} ms`});
       } catch (error) {
-        say(`A frame of the camera could not be classified: ${error.message}.`);
+        say(error.message);
       }
     }
     await next;
@@ -302,7 +299,7 @@ function stopCamera() {
   camera.stop($('video'));
   $('camera').textContent = 'Camera';
   $('shoot').hidden = true;
-  showFrame(null, {x: [], y: []});
+  showFrame(null);
   slots.forEach(slot => slot.ms.textContent = '');
 }
 
@@ -313,8 +310,9 @@ function listen() {
     if (target.files.length) take(target.files[0]);
     target.value = '';  // so that the same file can be chosen again
   };
+  $('example').onclick = async () => take(await camera.photograph($('sample'), 'The example'));
   $('camera').onclick = toggleCamera;
-  $('shoot').onclick = async () => take(await camera.photograph($('video')));
+  $('shoot').onclick = async () => take(await camera.photograph($('video'), 'The photograph'));
   $('measure').onclick = () => measure(31, 10_000);
   document.onpaste = ({clipboardData: {files}}) => files.length ? take(files[0]) : say('There is no picture in the clipboard.');
   document.ondragover = event => event.preventDefault();
@@ -322,32 +320,28 @@ function listen() {
     event.preventDefault();
     const {files} = event.dataTransfer;
     if (files.length) take(files[0]);
-    else say('That was no file: save the picture first, then drop it here.');
+    else say('That was not a file: save the picture first, then drop it here.');
   };
 }
 
 async function main() {
   listen();
-  if (!WebAssembly.validate(SIMD) || !self.OffscreenCanvas || !self.DecompressionStream) {
-    return $('wait').textContent = 'This browser cannot run the network: it lacks WebAssembly with SIMD, or what else ' +
-      'browsers have since 2023. Update it, or use another.';
+  if (!self.OffscreenCanvas || !self.DecompressionStream) {
+    return $('state').textContent = 'This browser is too old to run the network. Update it, or use another.';
   }
   try {
     const response = await fetch('models.json');
     if (!response.ok) throw new Error(`the server answers ${response.status}`);
     site = await response.json();
   } catch ({message}) {
-    return $('wait').textContent = `The list of the networks could not be loaded: ${message}. Load the page again.`;
+    return $('state').textContent = `The list of networks could not be loaded: ${message}. Load the page again.`;
   }
   for (const model of site.models) models.set(model.name, model);
-  $('wait').hidden = true;
-  $('about').append(...site.models.map(({name, source, license, check}) => make('p', {dir: 'auto'},
-    `${name}: from ${source}, licence ${license ?? 'not stated'}. As in PyTorch: ${check}.`)));
   startWorker();
-  describeDevice();
+  showState();
   const names = [...models.keys()], first = addSlot('Network', names);
-  const second = names.length > 1 ? addSlot('Beside it', ['', ...names]) : null;
-  // The second waits for the first, and is not loaded by itself where the user saves data.
+  const second = names.length > 1 ? addSlot('Compare with', ['', ...names]) : null;
+  // The second waits for the first, and for the user where data is saved.
   if (second) second.name = second.select.value = navigator.connection?.saveData ? '' : names[1];
   await choose(first, names[0]);
   navigator.serviceWorker?.register('sw.js', {updateViaCache: 'none'});

@@ -10,7 +10,7 @@ const WHY = {
 export async function start(video, onEnd) {
   if (!navigator.mediaDevices?.getUserMedia) {
     throw new Error(isSecureContext ? 'This browser gives pages no camera.' :
-      'Browsers give the camera only to pages that came by https, or from this device.');
+      'Browsers allow the camera only over https, or from this device.');
   }
   let stream;
   try {
@@ -30,9 +30,9 @@ export function stop(video) {
   video.srcObject = null;
 }
 
-/** The present frame, as it is, a PNG. */
-export async function photograph(video) {
-  const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
-  canvas.getContext('2d', {alpha: false}).drawImage(video, 0, 0);
-  return new File([await canvas.convertToBlob()], 'The photograph', {type: 'image/png'});
+/** The present frame of a video, or an image, as a PNG file. */
+export async function photograph(element, name) {
+  const canvas = new OffscreenCanvas(element.videoWidth ?? element.naturalWidth, element.videoHeight ?? element.naturalHeight);
+  canvas.getContext('2d', {alpha: false}).drawImage(element, 0, 0, canvas.width, canvas.height);
+  return new File([await canvas.convertToBlob()], name, {type: 'image/png'});
 }

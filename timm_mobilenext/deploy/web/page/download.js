@@ -1,10 +1,9 @@
-// Files that are large, and never change under their name: downloaded once, with progress, and kept for offline use.
+// Large files, which never change under their name: downloaded once, with progress, and kept for offline use.
 
-// Other sites may live at the same address, below other paths.
+// Other sites may share the address, below other paths.
 const name = `timm-mobilenext:${new URL('.', location.href).pathname}:files`;
-export const storage = {isFull: false};  // whether the browser refused to keep a file
 
-// There is none where the page came without https, or the browser was told to store nothing.
+// There is none without https, or if the browser was told to store nothing.
 const cache = Promise.resolve(globalThis.caches?.open(name)).catch(() => undefined);
 
 /**
@@ -39,9 +38,7 @@ export async function download({path, bytes, size}, onProgress) {
   const content = await new Response(received === size ? stream : stream.pipeThrough(new DecompressionStream('gzip'))).arrayBuffer();
   try {
     await (await cache)?.put(path, new Response(content));  // unpacked, which is faster the next time
-  } catch {
-    storage.isFull = true;
-  }
+  } catch {}  // the storage is full
   return content;
 }
 

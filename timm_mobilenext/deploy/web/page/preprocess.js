@@ -1,5 +1,5 @@
-// An image as timm's evaluation transform makes it: Pillow's resize in fixed point (src/libImaging/Resample.c),
-// torchvision's crop, timm's modes (timm/data/transforms_factory.py). What is outside the crop is not computed.
+// timm's evaluation transform (timm/data/transforms_factory.py): Pillow's resize in fixed point
+// (src/libImaging/Resample.c), of what is inside torchvision's crop.
 
 const BITS = 22;  // Pillow's PRECISION_BITS for 8 bits a channel
 const HALF = 1 << (BITS - 1);
@@ -64,7 +64,7 @@ function resizeRows(pixels, rows, length, stride, channels, {starts, counts, wei
     for (let i = 0; i < starts.length; i++) {
       let at = (row * length + starts[i] - first) * stride, k = i * width, r = HALF, g = HALF, b = HALF;
       const end = k + counts[i];
-      for (; k < end; k++, at += stride) {  // of a grey image g and b are not used
+      for (; k < end; k++, at += stride) {  // a grey image does not use g and b
         r += Math.imul(pixels[at], weights[k]);
         g += Math.imul(pixels[at + 1], weights[k]);
         b += Math.imul(pixels[at + 2], weights[k]);

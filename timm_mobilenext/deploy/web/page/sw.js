@@ -1,16 +1,15 @@
-// Lets the page start without a network, and from the second visit on in isolation, where WebAssembly may have threads.
-// The browser compares this file with the one it has, so a new VERSION brings a whole new copy of the page.
+// Lets the page start without a network, and from the second visit on in isolation, which threads need.
+// The browser compares this file with the one it has, so a new VERSION brings a new copy of the page.
 const VERSION = 'development';  // the command that makes the site writes its digest here
 const FILES = [
-  './', 'style.css', 'icon.svg', 'models.json', 'app.js', 'camera.js', 'download.js', 'formats.js', 'preprocess.js',
+  './', 'style.css', 'icon.svg', 'example.svg', 'models.json', 'app.js', 'camera.js', 'download.js', 'formats.js', 'preprocess.js',
   'worker.js', 'onnxruntime-web/ort.wasm.min.mjs', 'onnxruntime-web/ort-wasm-simd-threaded.mjs',
 ];
 const PREFIX = `timm-mobilenext:${new URL('.', location.href).pathname}:`;  // other sites may share this origin
 const NAME = PREFIX + VERSION;
 const LARGE = `${PREFIX}files`;
 
-// It takes over at once: on phones a page is hardly ever closed. What is open keeps what it has loaded until it is
-// loaded again.
+// It takes over at once: on phones a page is hardly ever closed.
 self.addEventListener('install', event => event.waitUntil(self.skipWaiting().then(() => caches.open(NAME))
   .then(cache => cache.addAll(FILES.map(file => new Request(file, {cache: 'reload'}))))));
 

@@ -1,17 +1,15 @@
-// Decodes, prepares and classifies images, beside the page, which stays responsive.
+// Decodes, prepares and classifies images, so that the page stays responsive.
 import * as ort from './onnxruntime-web/ort.wasm.min.mjs';
 import {explain, inspect} from './formats.js';
 import {plan, prepare} from './preprocess.js';
 
-const MOST_PIXELS = 120e6;  // beyond it browsers give black pictures
-const CANVAS_PIXELS = 16_777_216;  // the most that some phones hold of a picture
-const PREVIEW = 720;  // pixels of the longer edge of what is shown
+const MOST_PIXELS = 120e6;  // of more, browsers make black pictures
+const CANVAS_PIXELS = 16_777_216;  // the most that some phones hold
+const PREVIEW = 720;  // the longer edge of what is shown
 
 const networks = new Map();  // name -> {model, session}
 
 const find = names => names.map(name => networks.get(name));
-
-class Told extends Error {}  // its message is a sentence for the user
 
 const commands = {
   start({wasm, threads}) {
@@ -39,7 +37,7 @@ const commands = {
       const prepared = performance.now();
       for (const network of chosen) answers.push({name: network.model.name, ...await run(network, inputs[look(network.model)])});
       const [x, y] = plan(width, height, chosen[0].model), part = x.seen[1] * y.seen[1];
-      if (part < 0.25) notes.push(`The network sees the middle of it, ${(100 * part).toPrecision(1)} %.`);
+      if (part < 0.25) notes.push(`The network sees only the middle, ${(100 * part).toPrecision(1)} % of it.`);
       const scale = Math.min(1, PREVIEW / Math.max(width, height));
       const resizeWidth = Math.ceil(width * scale), resizeHeight = Math.ceil(height * scale);
       return {
@@ -77,25 +75,32 @@ async function run({model, session}, input) {
 }
 
 async function decode(file) {
-  const head = inspect(new Uint8Array(await file.slice(0, 1 << 20).arrayBuffer())), {width, height, notes} = head;
-  const pixels = width * height, options = {colorSpaceConversion: 'none'};
-  if (pixels > MOST_PIXELS) {
-    throw new Told(`${file.name} has ${Math.round(pixels / 1e6)} million pixels, expected at most ${MOST_PIXELS / 1e6}: make it smaller.`);
-  }
+  const head = inspect(new Uint8Array(await file.slice(0, 1 << 20).arrayBuffer())), {width, height} = head;
+  const notes = [], pixels = width * height, options = {colorSpaceConversion: 'none'};
+  checkSize(file, pixels);
   if (pixels > CANVAS_PIXELS) {
     const shape = Math.min(width, height) / Math.max(width, height);
-    options.resizeQuality = 'high';  // the camera may have been turned, but for panoramas
+    options.resizeQuality = 'high';  // pictures may be turned, except for panoramas
     options.resizeWidth = Math.floor(Math.sqrt(CANVAS_PIXELS * (shape < 0.25 ? width / height : shape)));
-    notes.push(`It has ${Math.round(pixels / 1e6)} million pixels and was reduced first: Python may answer a little otherwise.`);
+    notes.push(`It has ${Math.round(pixels / 1e6)} million pixels and was reduced first: Python may answer slightly differently.`);
   }
+  let bitmap;
   try {
-    return {notes, bitmap: await createImageBitmap(file, options)};
+    bitmap = await createImageBitmap(file, options);
   } catch {
-    throw new Told(explain(file.name, file.size, head));
+    throw new Error(explain(file.name, file.size, head));
+  }
+  checkSize(file, bitmap.width * bitmap.height);
+  return {notes, bitmap};
+}
+
+function checkSize({name}, pixels) {
+  if (pixels > MOST_PIXELS) {
+    throw new Error(`${name} has ${Math.round(pixels / 1e6)} million pixels. Use a picture of at most ${MOST_PIXELS / 1e6} million.`);
   }
 }
 
-/** Read rectangles of a picture, white where it is transparent; one strip of it is copied at a time. */
+/** Read rectangles of a picture, white where it is transparent. */
 function reader(bitmap) {
   const canvas = new OffscreenCanvas(1, 1), context = canvas.getContext('2d', {willReadFrequently: true, alpha: false});
   return (x, y, width, height) => {
@@ -112,7 +117,7 @@ async function obey({id, command, ...given}) {
     const result = await commands[command](given);
     self.postMessage({id, result}, result?.preview ? [result.preview] : []);
   } catch (error) {
-    self.postMessage({id, error: String(error.message ?? error), isTold: error instanceof Told});
+    self.postMessage({id, error: String(error.message ?? error)});
   }
 }
 
