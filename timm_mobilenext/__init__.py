@@ -1,6 +1,6 @@
 """MobileNeXt for timm: importing this package registers the models, `timm.create_model('mobilenext_100')` works.
 
-The import brings neither timm nor PyTorch along: the models are registered when timm is imported, before or after it.
+This import itself loads neither timm nor PyTorch. The models are registered when timm is imported, before or after it.
 """
 from typing import TYPE_CHECKING, Any
 

@@ -9,8 +9,8 @@
     torchrun --nproc-per-node N -m timm_mobilenext [--resume-newest DIR] SCRIPT.py [ARGS]
     python -m timm_mobilenext --version
 
-A script runs as Python runs it. It imports timm itself, so a timm beside the script is the one it gets; the models are
-registered when it has imported timm.models.
+A script runs as Python runs it. It imports timm itself, e.g. the timm beside it. The models are registered when it has
+imported timm.models.
 """
 import difflib
 import importlib

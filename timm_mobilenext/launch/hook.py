@@ -1,6 +1,6 @@
 """Register the models with timm: at once if timm has been imported, otherwise as soon as `timm.models` is.
 
-Importing the package installs this hook, and so does the launcher, which leaves the import of timm to the script.
+Importing the package installs this hook. The launcher imports the package and leaves the import of timm to the script.
 """
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ TARGET = 'timm.models'
 
 
 class Hook:
-    """Finder that leaves `timm.models` to the finders behind it, and registers the models when the module has run."""
+    """Finder that has `timm.models` found by the finders behind it, and registers the models when it was imported."""
 
     def find_spec(
             self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
