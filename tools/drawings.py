@@ -14,7 +14,7 @@ import timm
 
 import timm_mobilenext
 from timm_mobilenext.__main__ import COMMANDS
-from timm_mobilenext.detection import SSDLiteFeatureExtractor, feature_nodes
+from timm_mobilenext.detection import SSDLiteFeatureExtractor
 from timm_mobilenext.weights.authors import CLAIMS
 
 ROOT = Path(__file__).parent.parent
@@ -200,7 +200,8 @@ def network() -> str:
         places[name] = y + 6, left + chs * scale + (16 + 9 * len(str(chs)) if is_first else 6)
         y, before = y + 17, reduction
     ends = {name.rpartition('.')[0] or name: name for name in places}  # of each row the last block
-    taps = [places[node.rpartition('.')[0]] for node in feature_nodes(model)[:2]]  # the last is the end
+    # of SSDLite: the block that strides from 16 to 32, and the last
+    taps = [places[f'blocks.{model.feature_info[-2]["stage"]}.0'], places[bars[-1][0]]]
     y += 12
     drawing.text(14, y + 12, 'extra')
     for chs in SSDLiteFeatureExtractor(model).out_channels[2:]:
@@ -259,9 +260,9 @@ def weights() -> str:
     drawing.line('muted', (30, 40), (30, 58), arrow=True)
     for i, (place, note, colour, dashes) in enumerate((
             ('a file that you name', 'pretrained_cfg_overlay=dict(file=...)', 'violet', ''),
-            ('cache of the Hugging Face Hub', 'what was downloaded before', 'tensor', ''),
+            ('cache of the Hugging Face Hub', 'after the first release: the pinned commit', 'tensor', '5 4'),
             ("cache of the paper authors' files", 'git blob id verified again', 'tensor', ''),
-            ('Hugging Face Hub', 'after the first release, at a pinned commit', 'pointwise', '5 4'),
+            ('Hugging Face Hub', 'after the first release: the pinned commit', 'pointwise', '5 4'),
             ("the paper authors' repository", 'GitHub; git blob id verified', 'pointwise', ''))):
         y = 66 + 74 * i
         if i:
