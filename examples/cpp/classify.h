@@ -117,10 +117,12 @@ inline int classify(int argc, char** argv, const std::function<Network(const std
     std::vector<std::string> arguments(argv + 1, argv + argc);
     const bool logits_only = !arguments.empty() && arguments[0] == "--logits";
     if (logits_only) arguments.erase(arguments.begin());
-    if (arguments.size() < 3) throw std::runtime_error("Usage: " + std::string(argv[0]) + " [--logits] MODEL model.json IMAGE...");
+    if (arguments.size() < 3)
+        throw std::runtime_error("Usage: " + std::string(argv[0]) + " [--logits] MODEL model.json IMAGE...");
     std::ifstream file(arguments[1]);
     const auto about = nlohmann::json::parse(file);
     const Network network = load(arguments[0]);
+    std::cout.precision(9);
     for (size_t i = 2; i < arguments.size(); i++) {
         auto pixels = prepare(read_jpeg(arguments[i]), about);
         const auto logits = network(pixels, about["input_size"][1]);
