@@ -77,7 +77,7 @@ def test_place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('fault', ['refused', 'black hole', 'no such name'])
 def test_no_network(fault, request, on_hub, client):
-    """Where no server takes a connection the error says so, names the file and what to do without, and leaves nothing."""
+    """Where no server takes a connection the error names the file and what to do without; nothing is left."""
     url = {'refused': 'http://127.0.0.1:9', 'no such name': 'http://nobody.invalid'}.get(fault)
     url = url or request.getfixturevalue('black_hole')
     env = {'HF_ENDPOINT': url, **authors_at(url, client)}
@@ -237,8 +237,8 @@ def test_read_damaged(name, content, tmp_path):
     """A file that is no checkpoint is refused by name, in one sentence that does not advise to load it unsafely."""
     path = tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(RuntimeError, match=rf'{name} was not loaded \(\w+\)\. It is damaged, or no checkpoint: give '
-                                           r'a safetensors file or a PyTorch checkpoint of tensors and plain values\.$'):
+    end = r'give a safetensors file or a PyTorch checkpoint of tensors and plain values\.$'
+    with pytest.raises(RuntimeError, match=rf'{name} was not loaded \(\w+\)\. It is damaged, or no checkpoint: {end}'):
         read(path)
 
 
