@@ -111,7 +111,7 @@ def test_what_the_user_names(on_hub, server, client, monkeypatch):
     message = client.fail(CREATE.format(", pretrained_cfg_overlay=dict(hf_hub_id='me/mine')"))
     assert message.startswith('RepositoryNotFoundError: ')
     assert not any('/files/' in request for request in server.log)
-    monkeypatch.setattr(download, 'hub_cache', None)
+    monkeypatch.setattr(download, 'find_source', None)
     state = timm.create_model(SMALL).state_dict()
     model = timm.create_model(SMALL, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))
     assert torch.equal(model.classifier.weight, state['classifier.weight'])

@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 from networks import ARCHITECTURES, FAMILIES, OFFICIAL_NAME, SMALL
-from pages import DOCS
 
 from timm_mobilenext.weights.authors import CLAIMS, SOURCES, check_fit, split_ssdlite
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
@@ -121,16 +120,6 @@ def test_split_ssdlite():
         'extras.0.2.weight': 5, 'extras.0': 6})
     assert network == {'features.0.0.weight': 1, 'extras.0.2.weight': 5, 'extras.0': 6}
     assert extra == {'0.0.0.weight': 2, '2.1.1.bias': 3, '1.2.1.running_mean': 4}
-
-
-def test_page_about_the_weights():
-    """docs/weights.md has each file with its blob id, its accuracies in %, and whether they are of the EMA weights."""
-    page = (DOCS / 'weights.md').read_text()
-    for name, source in SOURCES.items():
-        file = '/'.join(source.url.split('/')[-2:])
-        row = f'| `{name}` | `{file}` | `{source.blob}` | {source.top1:.3f} / {source.top5:.3f} |'
-        line, = (line for line in page.splitlines() if line.startswith(row))
-        assert ('EMA' in line) == source.ema
 
 
 def test_check_fit():
