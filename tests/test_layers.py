@@ -2,7 +2,6 @@
 import contextlib
 import copy
 import pickle
-from functools import partial
 
 import pytest
 import timm

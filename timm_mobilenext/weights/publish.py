@@ -59,8 +59,8 @@ def card(
     reported = 'not stated'
     if source:
         reported = (
-            f'top-1 {source.top1} %, top-5 {source.top5} %, on ImageNet-1k validation at 224 px. The training log of the '
-            "paper's authors reports it (means over their processes); it was not measured again")
+            f'top-1 {source.top1} %, top-5 {source.top5} %, on ImageNet-1k validation at 224 px, as the training log '
+            "of the paper's authors reports it (means over their processes); not measured again")
     elif converted.top1 is not None:
         reported = f'top-1 {converted.top1:.2f} %, as the training run reports it for its validation data'
     license = origin.get('license', 'not stated, so nobody else may use these weights')
@@ -122,8 +122,8 @@ def _install(repo_id: str) -> str:
     if 'vcs_info' in origin:
         return f"```sh\npip install 'git+{origin['url']}@{origin['vcs_info']['commit_id']}'\n```"
     return (
-        f'The code below needs the Python package `timm-mobilenext` {__version__}. The copy that wrote this card was not '
-        'installed from a package index.')
+        f'The code below needs the Python package `timm-mobilenext` {__version__}. The copy that wrote this card did '
+        'not come from a package index.')
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False, overwrite: bool = False) -> str:
