@@ -18,7 +18,7 @@ from timm_mobilenext.deploy import runtimes
 TEXT = (DOCS / 'mobile.md').read_text()
 PREPARE, _, DEVICES = TEXT.partition('## Prepare an image')[2].partition('## Load and run')
 SECTIONS = dict(re.findall(r'^### (.*?)\n(.*?)(?=^##)', DEVICES, re.MULTILINE | re.DOTALL))
-# section -> the runtimes that it is about, and the file that its Python runs
+# section -> its runtimes, and the file that its Python runs
 RUNS = {
     'ONNX Runtime': (['onnx'], 'files/model.int8.onnx'),
     'OpenVINO': (['openvino'], 'files/model.xml'),
@@ -27,12 +27,12 @@ RUNS = {
     'ncnn': (['ncnn'], 'ncnn/model.ncnn.param'),
     'PyTorch': (['torch-export', 'torchscript'], 'torch/model.pt2'),
 }
-pytestmark = needs_exporter
+pytestmark = [needs_exporter, pytest.mark.slow]
 
 
 @pytest.fixture(scope='module')
 def folder(trained, digits, tmp_path_factory) -> Path:
-    """A folder as the page has it: a checkpoint, images, one image."""
+    """A folder as the page describes it: a checkpoint, images, one image."""
     folder = tmp_path_factory.mktemp('mobile')
     (folder / 'model_best.pth.tar').symlink_to(trained)
     (folder / 'images').symlink_to(digits / 'validation')
@@ -59,7 +59,7 @@ def test_command(command, folder):
 
 
 def test_sections():
-    """What runs in Python here is run, and what runs elsewhere says that nobody has run it."""
+    """All Python of the page is run, and what only runs elsewhere says that nobody has run it."""
     assert {title for title, text in SECTIONS.items() if '```python' in text} == RUNS.keys()
     for language in ('kotlin', 'swift', 'cpp'):
         assert len(re.findall(f'not run:\n\n```{language}', TEXT)) == TEXT.count(f'```{language}') > 0

@@ -80,14 +80,13 @@ def trained_folders(pictures, tmp_path_factory) -> list[Path]:
     for name, kwargs in (('mobilenext_100', dict(width_mult=0.5, **SHORT)), ('mobilenetv2_035', {})):
         torch.manual_seed(0)
         model = timm.create_model(name, num_classes=10, **kwargs)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs=8, steps_per_epoch=13)
-        for _ in range(8):
-            for chosen in torch.randperm(len(images)).split(32):
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=0.3).backward()
-                optimizer.step()
-                scheduler.step()
+        optimizer = torch.optim.AdamW(model.parameters())
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=104)
+        for chosen in (chosen for _ in range(8) for chosen in torch.randperm(len(images)).split(32)):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=0.3).backward()
+            optimizer.step()
+            scheduler.step()
         model.eval()
         with torch.inference_mode():
             assert (model(images).argmax(1) == labels).float().mean() > 0.6  # they have learned something
@@ -297,3 +296,14 @@ def browser(shared_browser) -> Iterator[Browser]:
     shared_browser.size(1280, 800)
     yield shared_browser
     shared_browser.driver.get('about:blank')
+
+
+@pytest.fixture
+def visit(browser, serve, sites) -> Callable[..., str]:
+    """A function that opens a site, one of `sites` or a folder, and waits until its networks can answer."""
+    def visit(site: str | Path, count: int = 2, before: str = '') -> str:
+        url = serve(sites.get(site, site))
+        browser.open(url, before)
+        browser.ready(count)
+        return url
+    return visit
