@@ -1,4 +1,4 @@
-"""timm's `build_model_with_cfg`, with the authors' files behind the Hub.
+"""timm's `build_model_with_cfg`, with the authors' files, and that of PaddleClas, behind the Hub.
 
 timm takes pretrained weights from the Hub or from one address, and has no place for another source. In timm's own
 package this module has the same name and one function of the same arguments, so that mobilenext.py works in both.
@@ -16,7 +16,7 @@ from timm.models import _builder, get_pretrained_cfg, resolve_pretrained_cfg
 
 from timm_mobilenext import _layers
 from timm_mobilenext.weights import download as places
-from timm_mobilenext.weights.authors import SOURCES, Source
+from timm_mobilenext.weights.authors import SOURCES, Source, find_source
 
 _logger = logging.getLogger(__name__)
 
@@ -86,15 +86,18 @@ def build_model_with_cfg(
                 'recipes of the project (folder recipes/, docs/training.md).') from None
 
     repo, source = cfg.hf_hub_id or '', None
-    registered = get_pretrained_cfg(variant)
+    name = f'{variant}.{cfg.tag}' if cfg.tag else variant
+    registered = get_pretrained_cfg(name)
     if registered is not None and repo == registered.hf_hub_id:
-        repo = places.hub_id(variant) or ''
+        repo = places.hub_id(name) or ''
         overlay = {**overlay, 'hf_hub_id': repo}
-        source = None if places.hub_owner() else SOURCES.get(variant)
+        source = None if places.hub_owner() else find_source(name)
 
     def build_from_authors(source: Source, reason: str = '') -> Any:
         if reason:
-            _logger.warning(f"{repo} cannot be had from the Hub ({reason}). Taking the authors' own file, {source.url}")
+            _logger.warning(
+                f'{repo} cannot be had from the Hub ({reason}). Taking {source.owner} own file, {source.url}'
+                + ('' if source.blob else ', of which no digest is known'))
         return build_with(source.weights(places.read(places.fetch(source, cache_dir))))
 
     if repo and not places.hub_cache(repo, cache_dir):
@@ -107,8 +110,8 @@ def build_model_with_cfg(
                 return build_from_authors(source, 'no connection')
             if not answering:
                 raise ConnectionError(
-                    f'No weights of {variant} are in the caches, and there is no connection to '
-                    f'{" or ".join(str(urlsplit(url).hostname) for url in urls)}.\n{_remedy(None, variant, repo)}')
+                    f'No weights of {name} are in the caches, and there is no connection to '
+                    f'{" or ".join(str(urlsplit(url).hostname) for url in urls)}.\n{_remedy(None, name, repo)}')
     try:
         return build()
     except SafetensorError as error:
@@ -121,10 +124,10 @@ def build_model_with_cfg(
     except (OSError, HTTPError, EntryNotFoundError) as error:
         if source and places.is_out_of_reach(error):
             return build_from_authors(source, type(error).__name__)
-        raise _with_remedy(error, _remedy(error, variant, repo)) from error.__cause__
+        raise _with_remedy(error, _remedy(error, name, repo)) from error.__cause__
 
 
-def _remedy(error: Exception | None, variant: str, repo_id: str) -> str:
+def _remedy(error: Exception | None, name: str, repo_id: str) -> str:
     """Say what to do about an error of the Hub."""
     if isinstance(error, GatedRepoError):
         remedy = f'Accept the conditions of {repo_id} on its page and log in with `hf auth login`.'
@@ -133,8 +136,9 @@ def _remedy(error: Exception | None, variant: str, repo_id: str) -> str:
     else:
         remedy = f'This is about {repo_id}; check the name, the network and the cache (`cache_dir=`, HF_HOME).'
     remedy += ' A file you have is loaded with `pretrained_cfg_overlay=dict(file=PATH)`'
-    if variant in SOURCES:
-        remedy += f", and `python -m timm_mobilenext convert {variant}` makes one of the authors' checkpoint"
+    source = find_source(name)
+    if source:
+        remedy += f', and `python -m timm_mobilenext convert {name}` makes one of {source.owner} checkpoint'
     return remedy + '.'
 
 

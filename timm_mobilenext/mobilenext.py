@@ -596,6 +596,10 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
 _in1k_cfg = partial(_cfg, hf_hub_filename='model.safetensors', license=authors.LICENSE)
 default_cfgs = generate_default_cfgs({
     'mobilenext_100.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_100.in1k'),
+    # trained and validated in PaddlePaddle, with the images prepared as for the authors' weights
+    'mobilenext_100.paddle_in1k': _in1k_cfg(
+        hf_hub_id='timm-mobilenext/mobilenext_100.paddle_in1k', license='apache-2.0',
+        origin_url='https://github.com/PaddlePaddle/PaddleClas'),
     'mobilenext_100_id050.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_100_id050.in1k'),
     'mobilenext_s.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_s.in1k'),
     'mobilenext_l.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_l.in1k'),

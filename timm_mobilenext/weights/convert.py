@@ -23,7 +23,7 @@ from timm.models import split_model_name_tag
 
 from timm_mobilenext import __version__
 from timm_mobilenext.cli import ModelKwargs, clear_errors, new_folder, read_label_names
-from timm_mobilenext.weights.authors import LICENSE, SOURCES, Source
+from timm_mobilenext.weights.authors import LICENSE, SOURCES, Source, find_source
 from timm_mobilenext.mobilenext import MobileNeXt, checkpoint_filter_fn
 from timm_mobilenext.weights.download import WEIGHTS_NAME, fetch, git_blob_id, read
 
@@ -97,8 +97,9 @@ def load(
     taken where it has them, and its arguments for the model and the images.
 
     Args:
-        architecture: Name of the architecture, None for the one that the checkpoint says it is of.
-        checkpoint: The file, None for the authors' own, which is downloaded.
+        architecture: Name of the architecture, None for the one that the checkpoint says it is of. With the tag of
+            weights that are not the authors', the file is taken for those.
+        checkpoint: The file, None for the authors' own, or that of the tag, which is downloaded.
         model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
         license: Licence of the weights, where they are not the authors' own file. None for what the checkpoint says:
             the authors' if its weights were fine-tuned from theirs, that of a converted file, else none.
@@ -110,27 +111,31 @@ def load(
         RuntimeError: If the file is damaged, unsafe, or does not fit the model.
     """
     architectures = timm.list_models(module='mobilenext')
+    named = find_source(architecture) if architecture is not None else None
+    tag = None
     if architecture is not None:
-        architecture = split_model_name_tag(architecture)[0]
+        architecture, tag = split_model_name_tag(architecture)
         if architecture not in architectures:
             raise ValueError(f'There is no {architecture!r}: expected one of {", ".join(architectures)}.')
     if checkpoint is not None:
         path = Path(checkpoint)
-    elif architecture in SOURCES:
-        path = fetch(SOURCES[architecture], cache_dir)
+    elif named:
+        path = fetch(named, cache_dir)
     else:
         raise ValueError(
-            f'The authors published no weights of {architecture}, only of {", ".join(SOURCES)}: give a checkpoint.')
+            f'The authors published no weights of {".".join(filter(None, (architecture, tag)))}, only of {", ".join(SOURCES)}: give a checkpoint.')
     blob = git_blob_id(path)
     theirs = {source.blob: name for name, source in SOURCES.items()}.get(blob)
     source = SOURCES[theirs] if theirs else None
+    if named and named.blob is None and path.suffix == '.pdparams':  # there is nothing to know the file by
+        source, theirs = named, architecture
     args: dict[str, Any] = {}
     top1 = None
     weights = read(path)
     if source:
         weights, trained = source.weights(weights), theirs
         top1 = source.top1
-        origin = dict(license=LICENSE)
+        origin = dict(license=source.license)
     else:
         args = _plain(weights.get('args'))
         origin = _origin(path, args) | (dict(license=license) if license else {})
@@ -163,7 +168,7 @@ def load(
         raise RuntimeError(
             f'{path} has a classifier of weights {tuple(classifier.shape)}: expected a row of them for each class.')
     model_kwargs['num_classes'] = 0 if classifier is None else len(classifier)
-    model = timm.create_model(architecture, **model_kwargs).eval()
+    model = timm.create_model(f'{architecture}.{tag}' if source and tag else architecture, **model_kwargs).eval()
     model.load_state_dict(weights)
     model.pretrained_cfg['input_size'] = (model_kwargs['in_chans'], *model.pretrained_cfg['input_size'][1:])
     if source is None:

@@ -1,7 +1,7 @@
 """Where pretrained weights are: in caches, on the Hugging Face Hub, in the files that the authors committed.
 
-An authors' file is downloaded, and verified against its git blob id before anything of it is unpickled. _builder.py
-decides which of the places weights are taken from.
+An authors' file is downloaded, and verified against its git blob id before anything of it is unpickled; of PaddleClas's
+no digest is known. _builder.py decides which of the places weights are taken from.
 """
 import argparse
 import contextlib
@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import logging
 import os
+import pickle
 import pickletools
 import re
 import socket
@@ -33,7 +34,7 @@ from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from timm.models._hub import hf_split
 
-from timm_mobilenext.weights.authors import SOURCES, Source
+from timm_mobilenext.weights.authors import Source, find_source
 
 _logger = logging.getLogger(__name__)
 
@@ -54,12 +55,14 @@ def git_blob_id(path: Path) -> str:
 
 
 def cached_file(source: Source, cache_dir: str | Path | None = None) -> Path:
-    """Return where the authors' file is kept, whether it is there or not: `cache_dir` or the cache of torch.hub."""
+    """Return where a file of others is kept, whether it is there or not: `cache_dir` or the cache of torch.hub."""
     return Path(cache_dir or Path(torch.hub.get_dir()) / 'checkpoints').expanduser() / source.name
 
 
 def fetch(source: Source, cache_dir: str | Path | None = None) -> Path:
-    """Return the authors' file in the cache, downloaded if it is not there; it has the expected git blob id.
+    """Return a file of others in the cache, downloaded if it is not there; it has the expected git blob id.
+
+    Where no digest is known, the file is one that `read` takes, which one that was cut short is not.
 
     A download that is cut short starts again. It lies under another name until it is verified, and nothing is left
     of one that fails, so processes that start at once do not meet in a file.
@@ -70,21 +73,22 @@ def fetch(source: Source, cache_dir: str | Path | None = None) -> Path:
 
     Raises:
         OSError: If the file cannot be downloaded or written.
-        RuntimeError: If what was downloaded is not the authors' file.
+        RuntimeError: If what was downloaded is not that file.
     """
     path = cached_file(source, cache_dir)
     remedy = (
         f'Download it by other means and pass `pretrained_cfg_overlay=dict(file=PATH)`; {path.parent} is the cache, '
         'which `cache_dir=` or TORCH_HOME moves.')
     if path.exists():
-        if git_blob_id(path) == source.blob:
+        if is_whole(source, path):
             return path
-        _logger.warning(f'{path} is damaged, its git blob id is not {source.blob}. Downloading it again.')
+        expected = f', its git blob id is not {source.blob}' if source.blob else ''
+        _logger.warning(f'{path} is damaged{expected}. Downloading it again.')
     if constants.HF_HUB_OFFLINE:
-        raise OSError(f"The authors' file {source.url} is not in the cache and HF_HUB_OFFLINE is set. {remedy}")
+        raise OSError(f'{source} is not in the cache and HF_HUB_OFFLINE is set. {remedy}')
     if not answering([source.url]):  # PyTorch's download waits for a server as long as the system does, each time
         raise ConnectionError(
-            f"The authors' file {source.url} is not in the cache, and there is no connection to its server. {remedy}")
+            f'{source} is not in the cache, and there is no connection to its server. {remedy}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.timm-mobilenext-', dir=path.parent) as folder:
@@ -97,22 +101,34 @@ def fetch(source: Source, cache_dir: str | Path | None = None) -> Path:
                         raise
                     continue
                 # torch.hub takes a body that ends early for a whole one, the blob id tells
-                if (blob := git_blob_id(download)) == source.blob:
+                if is_whole(source, download):
                     os.replace(download, path)
                     return path
             raise RuntimeError(
-                f'{source.url} gave {download.stat().st_size} bytes with git blob id {blob}, expected {source.blob}, '
-                f'{_ATTEMPTS} times: it was cut short or changed on the way, and nothing of it was read. {remedy}')
+                f'{source.url} gave {download.stat().st_size} bytes with git blob id {git_blob_id(download)}, expected '
+                f'{source.blob or "a pickle of arrays"}, {_ATTEMPTS} times: it was cut short or changed on the way, '
+                f'and nothing of it was taken. {remedy}')
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"The authors' file {source.url} could not be stored as {path}: {error}. {remedy}") from error
+        raise OSError(f'{source} could not be stored as {path}: {error}. {remedy}') from error
+
+
+def is_whole(source: Source, path: Path) -> bool:
+    """Return whether a file has the git blob id of its source or, where no digest is known, can be read to its end."""
+    if source.blob:
+        return git_blob_id(path) == source.blob
+    try:
+        read(path)
+    except RuntimeError:
+        return False
+    return True
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of any origin without running code of its own.
 
     Args:
-        path: A safetensors file, or one that `torch.save` wrote, training checkpoints with an `argparse.Namespace`
-            and files from before torch 1.6 included.
+        path: A safetensors file, one that `torch.save` wrote, training checkpoints with an `argparse.Namespace` and
+            files from before torch 1.6 included, or a state dict that `paddle.save` wrote, by its suffix `.pdparams`.
 
     Raises:
         OSError: If the file is not there or not to be read.
@@ -124,6 +140,8 @@ def read(path: str | Path) -> dict[str, Any]:
         if path.suffix == '.safetensors':
             return load_file(path)
         _check_size(path)
+        if path.suffix == '.pdparams':
+            return _read_paddle(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         if not isinstance(checkpoint, dict):
@@ -136,8 +154,9 @@ def read(path: str | Path) -> dict[str, Any]:
         lines = [line for line in str(error).splitlines() if line]
         found = next((line for line in lines if 'GLOBAL' in line), lines[0] if lines else type(error).__name__)
         raise RuntimeError(
-            f'{path} was not loaded: {found}. Expected a safetensors file or a PyTorch checkpoint of tensors and plain '
-            'values; get it anew, or save its state dict alone with safetensors.') from error
+            f'{path} was not loaded: {found}. Expected a safetensors file, a PyTorch checkpoint of tensors and plain '
+            'values, or arrays of PaddlePaddle in a .pdparams file; get it anew, or save its state dict alone with '
+            'safetensors.') from error
 
 
 def _check_size(path: Path) -> None:
@@ -160,8 +179,73 @@ def _check_size(path: Path) -> None:
         for file in pickles:
             with contextlib.suppress(ValueError):  # the end, or damaged: PyTorch says what there is
                 for operation, argument, _ in pickletools.genops(file):
+                    if operation.name == 'LONG_BINPUT' and argument > path.stat().st_size:  # pickle's memo is a list
+                        raise RuntimeError(f'it numbers an object {argument}, more than it has bytes')
                     if operation.name == 'GLOBAL' and re.search(r' bytearray$|\wTensor$', str(argument)):
                         raise RuntimeError(f'it has the GLOBAL {argument}, which may be of any size')
+
+
+class _PickledType:
+    """The type of an array in a pickle."""
+
+    def __init__(self, name: str, *args: object) -> None:
+        self.name = name
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.name = f'{state[1]}{self.name}'  # the order of its bytes
+
+
+class _PickledArray:
+    """An array in a pickle: its shape, type and bytes."""
+
+    types = {'<f2': torch.float16, '<f4': torch.float32, '<f8': torch.float64}  # as NumPy spells them
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def tensor(self) -> torch.Tensor:
+        """Return the values, in the memory that the bytes have and no more."""
+        _, shape, dtype, is_fortran, content = self.state
+        if dtype.name not in self.types:
+            raise RuntimeError(f'it has an array of type {dtype.name}, expected one of {", ".join(self.types)}')
+        values = torch.frombuffer(bytearray(memoryview(content)), dtype=self.types[dtype.name])
+        return values.reshape(shape[::-1]).permute(*reversed(range(len(shape)))) if is_fortran else values.reshape(shape)
+
+
+# What a pickle of NumPy's arrays asks for, and what it gets: nothing of NumPy runs, which builds an array of any size,
+# and of objects, if a file says so. numpy.core is of NumPy 1.
+_PICKLED: dict[str, Any] = {
+    'numpy.core.multiarray _reconstruct': _PickledArray, 'numpy._core.multiarray _reconstruct': _PickledArray,
+    'numpy ndarray': _PickledArray, 'numpy dtype': _PickledType,
+    '_codecs encode': lambda text, encoding: text.encode('latin-1'),  # bytes, in the second protocol of pickle
+    'builtins tuple': tuple, '__builtin__ tuple': tuple,  # a tensor, saved by itself: its name and the array
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """A reader of NumPy's arrays and plain values, which runs nothing that a file names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f'{module} {name}' not in _PICKLED:
+            raise RuntimeError(f'it has the GLOBAL {module} {name}')
+        return _PICKLED[f'{module} {name}']
+
+
+def _read_paddle(path: Path) -> dict[str, Any]:
+    """Return the tensors of a state dict that `paddle.save` wrote, NumPy's arrays by name in a plain pickle.
+
+    Args:
+        path: The file. What else is in it, as the table of Paddle's own names of the parameters, is left out.
+    """
+    with path.open('rb') as file:
+        content = _ArrayUnpickler(file).load()
+    if not isinstance(content, dict):
+        raise RuntimeError(f'it holds a {type(content).__name__}')
+    values = {key: value[1] if isinstance(value, tuple) else value for key, value in content.items()}
+    return {key: value.tensor() for key, value in values.items() if isinstance(value, _PickledArray)}
 
 
 def hub_owner() -> str | None:
@@ -175,7 +259,7 @@ def hub_id(variant: str) -> str | None:
     A mirror of another owner has commits of its own: under its name there is no pin.
 
     Args:
-        variant: Name of the architecture.
+        variant: Name of the architecture, with a tag where other weights than the default are meant.
     """
     cfg = get_pretrained_cfg(variant)
     if cfg is None or not cfg.hf_hub_id:
@@ -246,18 +330,18 @@ def locate(variant: str, timeout: float) -> str:
     """Say where the weights of an architecture would be taken from now, without taking them.
 
     Args:
-        variant: Name of the architecture.
+        variant: Name of the architecture, with a tag where other weights than the default are meant.
         timeout: Longest wait for each of two servers, in seconds.
     """
     repo = hub_id(variant)
     if repo is None:
         return 'none'
-    source = None if hub_owner() else SOURCES.get(variant)
+    source = None if hub_owner() else find_source(variant)
     if hub_cache(repo):
         return f'cached, from the Hub ({repo})'
     if source and cached_file(source).exists():
-        is_whole = git_blob_id(cached_file(source)) == source.blob
-        return f"cached, authors' file ({source.name}{'' if is_whole else ', damaged: will be downloaded again'})"
+        damaged = '' if is_whole(source, cached_file(source)) else ', damaged: will be downloaded again'
+        return f'cached, {source.owner.removeprefix("the ")} file ({source.name}{damaged})'
     if constants.HF_HUB_OFFLINE:
         return 'not cached, and HF_HUB_OFFLINE is set'
     try:
@@ -274,7 +358,7 @@ def locate(variant: str, timeout: float) -> str:
     try:
         if source:
             with urllib.request.urlopen(urllib.request.Request(source.url, method='HEAD'), timeout=timeout):
-                return f"authors' file ({source.url.split('/')[2]})"
+                return f'{source.owner.removeprefix("the ")} file ({source.url.split("/")[2]})'
     except OSError as error:
-        reason += f", the server of the authors' file {type(error).__name__}"
+        reason += f', the server of {source.owner} file {type(error).__name__}'
     return f'out of reach ({reason})'
