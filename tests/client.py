@@ -1,6 +1,6 @@
 """Run a test's code in a process of its own, as a user would have written it, on a Hub and caches of its own.
 
-The addresses and git blob ids of the authors' files come from the environment, since the real files are not at hand. So
+The addresses and git blob ids of the published files come from the environment, since the real files are not at hand. So
 do the names of the repositories on the Hub: a release pins them to commits, which the Hub of a test does not have.
 """
 import dataclasses
@@ -51,8 +51,9 @@ def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
     from timm_mobilenext.weights import authors
     huggingface_hub.utils._http.time.sleep = lambda seconds: None  # 23 seconds in each retry
     for name, (url, blob) in json.loads(env['AUTHORS_FILES']).items():
-        authors.SOURCES[name] = dataclasses.replace(authors.SOURCES[name], url=url, blob=blob)
-        cfg = timm.models._registry._model_pretrained_cfgs[f'{name}.in1k']
-        cfg.hf_hub_id = json.loads(env.get('HUB_IDS', '{}')).get(name, f'timm-mobilenext/{name}.in1k')
+        table, tagged = (authors.REPRODUCTIONS, name) if '.' in name else (authors.SOURCES, f'{name}.in1k')
+        table[name] = dataclasses.replace(table[name], url=url, blob=blob)
+        cfg = timm.models._registry._model_pretrained_cfgs[tagged]
+        cfg.hf_hub_id = json.loads(env.get('HUB_IDS', '{}')).get(name, f'timm-mobilenext/{tagged}')
     torch.set_grad_enabled(False)
     exec(code, dict(official=official, timm=timm, timm_mobilenext=timm_mobilenext, torch=torch))

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from timm_mobilenext import MobileNeXt
 from timm_mobilenext.weights import download
-from timm_mobilenext.weights.authors import SOURCES
+from timm_mobilenext.weights.authors import REPRODUCTIONS, SOURCES
 from timm_mobilenext.weights.convert import convert
 from timm_mobilenext.weights.download import cached_file, git_blob_id, read
 
@@ -226,7 +226,8 @@ def test_architectures_without_weights():
             timm.create_model(name, pretrained=True)
         assert all(other in str(error.value) for other in SOURCES)
         assert 'docs/training.md' in str(error.value)
-    assert sorted(timm.list_pretrained('mobilenext*')) == sorted(f'{name}.in1k' for name in SOURCES)
+    assert sorted(timm.list_pretrained('mobilenext*')) == sorted([*(f'{name}.in1k' for name in SOURCES), *REPRODUCTIONS])
+    assert timm.get_pretrained_cfg('mobilenext_100').tag == 'in1k'
 
 
 def test_what_is_initialized(tmp_path, known_files, monkeypatch):
