@@ -16,7 +16,6 @@ import torch
 from huggingface_hub import EvalResult, HfApi, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from safetensors.torch import load_file
-from timm.models import split_model_name_tag
 from timm.models._hub import hf_split
 
 from timm_mobilenext import __version__
@@ -147,7 +146,7 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None, exporte
     reported = {}
     if converted.top1 is not None:
         reported['Top 1 Accuracy'] = converted.top1
-    if source:
+    if source and source.top5 is not None:
         reported['Top 5 Accuracy'] = source.top5
     data = ModelCardData(
         library_name='timm',
@@ -162,8 +161,8 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None, exporte
                 task_type='image-classification', task_name='Image Classification', dataset_type=dataset,
                 dataset_name='ImageNet-1k' if source else dataset, dataset_split='validation',
                 metric_type='accuracy', metric_name=metric, metric_value=value,
-                source_name="reported by the authors' training log, not measured again" if source else None,
-                source_url=source.url.replace('/raw/', '/tree/').rpartition('/')[0] if source else None)
+                source_name=f'reported by {source.reported}, not measured again' if source else None,
+                source_url=(source.report or source.url.replace('/raw/', '/tree/').rpartition('/')[0]) if source else None)
             for metric, value in reported.items()
         ] if reported and dataset else None,
     )
@@ -196,13 +195,13 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None, exporte
         lines += ['## Results', '']
     if source:
         lines += [
-            'ImageNet-1k validation at 224 px, as the training logs of the authors report it (means over their',
-            'processes). Not measured again.', '',
+            f'ImageNet-1k validation at 224 px, as reported by {source.reported}. Not measured again.', '',
             '| model | params (M) | GMACs | top-1 (%) | top-5 (%) |', '|---|---:|---:|---:|---:|',
         ]
-        for other, its in SOURCES.items():
+        for other, its in (SOURCES if source in SOURCES.values() else {architecture: source}).items():
             params, madds, _ = count(timm.create_model(other, device='meta'))
-            cells = f'{params / 1e6:.2f} | {madds / 1e9:.2f} | {its.top1:.3f} | {its.top5:.3f}'
+            top5 = '' if its.top5 is None else f'{its.top5:.3f}'
+            cells = f'{params / 1e6:.2f} | {madds / 1e9:.2f} | {its.top1:.3f} | {top5}'
             lines.append(f'| **{other}** | {cells} |' if other == architecture else f'| {other} | {cells} |')
         lines.append('')
     elif reported:
@@ -210,8 +209,9 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None, exporte
     lines += [
         '## Provenance', '',
         f'- **Source:** {provenance["source"]}',
-        f'- **Git blob id of the source:** {provenance["git_blob_id"]}, verified before it was read' if source else
-        f'- **Git blob id of the source:** {provenance["git_blob_id"]}',
+        f'- **Git blob id of the source:** {provenance["git_blob_id"]}' + (
+            '' if not source else ', verified before it was read' if source.blob else
+            ', of the file that was there; none was known to compare it with'),
         f'- **Converted by:** {provenance["converter"]}, names of the weights changed, values not',
         *([f'- **Derived from:** weights of the authors, {derived_from}'] if derived_from else []),
         f'- **Licence:** {license or "not stated"}' + (
@@ -222,7 +222,11 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None, exporte
 
 
 def authors_repository(architecture: str) -> str:
-    """Return the name of the repository of an architecture's authors' weights, without the revision it is pinned to."""
+    """Return the name of the repository of an architecture's authors' weights, without the revision it is pinned to.
+
+    Args:
+        architecture: Name of the architecture, with the tag of other weights for theirs.
+    """
     return hf_split(hub_id(architecture) or '')[0]
 
 
@@ -306,7 +310,7 @@ def publish(
             raise ValueError(
                 f'Under which licence are the weights of {checkpoint}? It does not say that they come from those of '
                 f'the authors, under {LICENSE}. Name it as the Hub spells it, apache-2.0 for one (--license).')
-        repo_id = repo_id or authors_repository(converted.provenance['architecture'])
+        repo_id = repo_id or authors_repository(architecture)
         save(converted, folder, label_names)
         exported = write(
             converted, formats, folder, label_names=label_names, **(export_options or {})) if formats else []
@@ -337,7 +341,7 @@ def main(argv: list[str]) -> int:
             formats=args.formats, export_options=chosen(args))
         print(f'{folder}: {", ".join(sorted(file.name for file in folder.iterdir()))}')
         if args.push:
-            repo_id = args.repo_id or authors_repository(split_model_name_tag(args.architecture)[0])
+            repo_id = args.repo_id or authors_repository(args.architecture)
             try:
                 revision = push(folder, repo_id, private=args.private, overwrite=args.overwrite)
             except (OSError, HTTPError) as error:
