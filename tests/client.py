@@ -1,6 +1,6 @@
 """Run a test's code in a process of its own, as a user would have written it, on a Hub and caches of its own.
 
-The addresses and git blob ids of the published files come from the environment, since the real files are not at hand. So
+The addresses and git blob ids of the published files come from the environment, since the real ones are unavailable. So
 do the names of the repositories on the Hub: a release pins them to commits, which the Hub of a test does not have.
 """
 import dataclasses

@@ -94,7 +94,8 @@ def pdparams() -> dict[str, np.ndarray]:
     for key, shape in PADDLE['keys'].items():
         theirs = key.replace('_mean', 'running_mean').replace('_variance', 'running_var')
         is_linear = len(shape) == 2  # of which PaddlePaddle has the transpose
-        value = fill(theirs, shape[::-1] if is_linear else shape, OFFICIAL['models']['mnext_100']['weight_gain']).numpy()
+        gain = OFFICIAL['models']['mnext_100']['weight_gain']
+        value = fill(theirs, shape[::-1] if is_linear else shape, gain).numpy()
         arrays[key] = value.T if is_linear else value
     return arrays
 
@@ -106,7 +107,8 @@ def save_pdparams(path: Path, protocol: int = 4) -> None:
         path: The file.
         protocol: 4 is the default of paddle.save. 2 has bytes as text; the names of NumPy 1 are in it.
     """
-    content = pickle.dumps({**pdparams(), 'StructuredToParameterName@@': {'classifier.1.bias': 'linear_0.b_0'}}, protocol)
+    table = {'classifier.1.bias': 'linear_0.b_0'}
+    content = pickle.dumps({**pdparams(), 'StructuredToParameterName@@': table}, protocol)
     path.write_bytes(content.replace(b'numpy._core.', b'numpy.core.') if protocol == 2 else content)
 
 

@@ -226,7 +226,8 @@ def test_architectures_without_weights():
             timm.create_model(name, pretrained=True)
         assert all(other in str(error.value) for other in SOURCES)
         assert 'docs/training.md' in str(error.value)
-    assert sorted(timm.list_pretrained('mobilenext*')) == sorted([*(f'{name}.in1k' for name in SOURCES), *REPRODUCTIONS])
+    names = [*(f'{name}.in1k' for name in SOURCES), *REPRODUCTIONS]
+    assert sorted(timm.list_pretrained('mobilenext*')) == sorted(names)
     assert timm.get_pretrained_cfg('mobilenext_100').tag == 'in1k'
 
 

@@ -1,4 +1,4 @@
-"""tools/release.py: weights onto the Hub, their pins, that a release takes no others, and that they answer as theirs."""
+"""tools/release.py: weights onto the Hub, their pins, the check that a release takes no others, and their answers."""
 import json
 import re
 import runpy
@@ -170,8 +170,8 @@ def photograph(checkout, server) -> Path:
     Image.new('RGB', (300, 260), 'grey').save(path)
     tool = checkout / 'tools' / 'release.py'
     text = tool.read_text().replace(TOOL['PHOTOGRAPH_BLOB'], git_blob_id(path))
-    address = text.index("PHOTOGRAPH = ("), text.index('PHOTOGRAPH_BLOB = ')
-    tool.write_text(f'{text[:address[0]]}PHOTOGRAPH = {f"{server.url}/files/{path.name}"!r}\n{text[address[1]:]}')
+    before, after = text.index('PHOTOGRAPH = ('), text.index('PHOTOGRAPH_BLOB = ')
+    tool.write_text(f'{text[:before]}PHOTOGRAPH = {f"{server.url}/files/{path.name}"!r}\n{text[after:]}')
     return path
 
 
@@ -197,7 +197,8 @@ def test_verify(server, client, photograph, release):
     shutil.rmtree(client.hub_cache)
     code, lines = release('verify', 'mobilenext_s.in1k', '--photograph', str(photograph))
     assert code == 1
-    assert re.fullmatch(r'not verified: mobilenext_s\.in1k answers 177 0\.5000, .*: expected class 178 first', lines[-1])
+    said = r'not verified: mobilenext_s\.in1k answers 177 0\.5000, .*: expected class 178 first'
+    assert re.fullmatch(said, lines[-1])
     photograph.write_bytes(photograph.read_bytes() + b'x')
     assert release('verify')[0] == 1
     assert f'{photograph.name} is not {server.url}' in client.stderr
@@ -225,9 +226,10 @@ def test_accuracies(server, client, photograph, release, timm_scripts):
     for i in range(5):
         (classes / f'n{i}').mkdir(parents=True)
         Image.new('RGB', (8, 8)).save(classes / f'n{i}' / 'a.png')
-    code = client.wait(client.start(RUN.format([
+    command = RUN.format([
         'verify', NAMES[-1], '--photograph', str(photograph), '--data-dir', str(classes.parent),
-        '--scripts', str(timm_scripts), '--device', 'cpu']), TIMM_MOBILENEXT_HUB_OWNER='timm-mobilenext'))
+        '--scripts', str(timm_scripts), '--device', 'cpu', '--batch-size', '5'])
+    code = client.wait(client.start(command, TIMM_MOBILENEXT_HUB_OWNER='timm-mobilenext'))  # where nothing is pinned
     lines = client.stdout.splitlines()
     assert lines[-2] == f'| {NAMES[-1]} | 20.000 | 74.022 | 40.000 |  |', client.stderr
     assert code == 1  # it does not see what the photograph shows

@@ -2,15 +2,15 @@
 
     python tools/release.py publish            # all six onto the Hub; prints what they are pinned to
     python tools/release.py publish --write    # and writes it into timm_mobilenext/mobilenext.py
-    python tools/release.py verify             # classifies one photograph with each, against what is published of it
-    python tools/release.py verify --data-dir imagenet --scripts pytorch-image-models  # and ImageNet's validation images
+    python tools/release.py verify             # has each classify one photograph, of which the answers are known
+    python tools/release.py verify --data-dir imagenet --scripts pytorch-image-models  # and all of ImageNet's
     python tools/release.py check              # fails while a pin is missing, or its weights are not of their source
     python tools/release.py check --tag v1.0.0 # and while the tag is not that of the package and its changelog
 
 The Hub gives a name to whoever asks first, and what has the name reaches everyone who says `pretrained=True`. So every
 `hf_hub_id` of a release is pinned to a commit whose `model.safetensors` equals, bit by bit, what the authors' file, of
-the known git blob id, is converted to here. Of PaddleClas's file no digest is known before it is published, and none but
-that of the published one afterwards. `publish` can be run again: what is on the Hub already stays as it is.
+the known git blob id, is converted to here. Of PaddleClas's file no digest is known: that of the file which `publish`
+took is in the header of what it published. `publish` can be run again: what is on the Hub already stays as it is.
 """
 import argparse
 import json
@@ -170,14 +170,14 @@ def mistake(name: str, found: dict[int, float]) -> str:
     return '' if next(iter(found)) == WEIMARANER else f'expected class {WEIMARANER} first'
 
 
-def validate(name: str, scripts: Path, data_dir: Path, device: str) -> dict[str, float]:
+def validate(name: str, scripts: Path, data_dir: Path, options: list[str]) -> dict[str, float]:
     """Return what timm's validate.py measures of the weights of a name, its `top1` and `top5` in %.
 
     Args:
         name: Name of the architecture, with a tag.
         scripts: Folder that has validate.py.
         data_dir: Folder of ImageNet, or of its validation images.
-        device: What to run on.
+        options: What else it is told.
 
     Raises:
         RuntimeError: If it fails.
@@ -186,14 +186,16 @@ def validate(name: str, scripts: Path, data_dir: Path, device: str) -> dict[str,
         results = Path(work, 'results.json')
         code = subprocess.run(
             [sys.executable, '-m', 'timm_mobilenext', str(scripts / 'validate.py'), '--data-dir', str(data_dir),
-             '--model', name, '--pretrained', '--device', device,
-             '--results-file', str(results), '--results-format', 'json'], stdout=subprocess.DEVNULL).returncode
+             '--model', name, '--pretrained', *options, '--results-file', str(results), '--results-format', 'json'],
+            stdout=subprocess.DEVNULL).returncode
         if code:
             raise RuntimeError(f'validate.py failed on {name}, with exit code {code}.')
         return json.loads(results.read_text())
 
 
-def verify(names: list[str], photograph: Path | None, data_dir: Path | None, scripts: Path, device: str) -> list[str]:
+def verify(
+        names: list[str], photograph: Path | None, data_dir: Path | None, scripts: Path, options: list[str],
+) -> list[str]:
     """Print the classes of the photograph and the accuracy of weights; return what is not as it was published.
 
     Args:
@@ -201,7 +203,7 @@ def verify(names: list[str], photograph: Path | None, data_dir: Path | None, scr
         photograph: The photograph, None to download it.
         data_dir: See `validate`; None for no accuracies.
         scripts: See `validate`.
-        device: See `validate`.
+        options: See `validate`.
 
     Raises:
         OSError: If weights, photograph or validate.py cannot be had.
@@ -228,7 +230,7 @@ def verify(names: list[str], photograph: Path | None, data_dir: Path | None, scr
     if data_dir:
         print('\n| weights | top-1 (%) | reported | top-5 (%) | reported |\n|---|---:|---:|---:|---:|')
         for name in names:
-            measured, source = validate(name, scripts, data_dir, device), find_source(name)
+            measured, source = validate(name, scripts, data_dir, options), find_source(name)
             top5 = '' if source.top5 is None else f'{source.top5:.3f}'
             cells = f'{measured["top1"]:.3f} | {source.top1:.3f} | {measured["top5"]:.3f} | {top5}'
             print(f'| {name} | {cells} |', flush=True)
@@ -247,13 +249,14 @@ def main() -> int:
     command.add_argument('--data-dir', type=Path, metavar='DIR', help='ImageNet, for the accuracies')
     command.add_argument('--scripts', type=Path, metavar='DIR', default=Path('pytorch-image-models'),
                          help="timm's repository, for its validate.py (default: %(default)s)")
-    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='for the accuracies')
+    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of validate.py')
+    command.add_argument('--batch-size', default='256', metavar='N', help='of validate.py (default: %(default)s)')
     args = parser.parse_args()
     if args.command == 'verify':
         with clear_errors():
             mistakes = verify(
                 args.names or timm.list_pretrained('mobilenext*'), args.photograph, args.data_dir, args.scripts,
-                args.device)
+                ['--device', args.device, '--batch-size', args.batch_size])
         for found in mistakes:
             print(f'not verified: {found}')
         return bool(mistakes)

@@ -32,7 +32,7 @@ class Source:
         owner: Whose file it is, in the genitive.
         license: Licence of the weights, as the Hub spells it.
         reported: Who reports the accuracies, and of what.
-        report: Address of that report, None for the folder of the file.
+        page: Address of that report, by default the folder of the file.
     """
 
     url: str
@@ -43,7 +43,12 @@ class Source:
     owner: str = "the authors'"
     license: str = LICENSE
     reported: str = 'the training logs of the authors (means over their processes)'
-    report: str | None = None
+    page: str = ''
+
+    @property
+    def report(self) -> str:
+        """Address of the page that reports the accuracies."""
+        return self.page or self.url.replace('/raw/', '/tree/').rpartition('/')[0]
 
     @property
     def name(self) -> str:
@@ -102,7 +107,7 @@ REPRODUCTIONS = {
         'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/MobileNeXt_x1_0_pretrained.pdparams',
         None, 74.022, None, owner="PaddleClas's", license='apache-2.0',
         reported='flytocc (of `checkpoint-best.pd`, which PaddleClas does not say its file is)',
-        report='https://github.com/flytocc/MobileNeXt-paddle'),
+        page='https://github.com/flytocc/MobileNeXt-paddle'),
 }
 
 

@@ -122,8 +122,9 @@ def load(
     elif named:
         path = fetch(named, cache_dir)
     else:
+        wanted = f'{architecture}.{tag}' if tag else architecture
         raise ValueError(
-            f'The authors published no weights of {".".join(filter(None, (architecture, tag)))}, only of {", ".join(SOURCES)}: give a checkpoint.')
+            f'The authors published no weights of {wanted}, only of {", ".join(SOURCES)}: give a checkpoint.')
     blob = git_blob_id(path)
     theirs = {source.blob: name for name, source in SOURCES.items()}.get(blob)
     source = SOURCES[theirs] if theirs else None

@@ -179,7 +179,8 @@ def _check_size(path: Path) -> None:
         for file in pickles:
             with contextlib.suppress(ValueError):  # the end, or damaged: PyTorch says what there is
                 for operation, argument, _ in pickletools.genops(file):
-                    if operation.name == 'LONG_BINPUT' and argument > path.stat().st_size:  # pickle's memo is a list
+                    # the number of an object, which pickle has a list of
+                    if operation.name == 'LONG_BINPUT' and int(argument or 0) > path.stat().st_size:
                         raise RuntimeError(f'it numbers an object {argument}, more than it has bytes')
                     if operation.name == 'GLOBAL' and re.search(r' bytearray$|\wTensor$', str(argument)):
                         raise RuntimeError(f'it has the GLOBAL {argument}, which may be of any size')
@@ -198,8 +199,6 @@ class _PickledType:
 class _PickledArray:
     """An array in a pickle: its shape, type and bytes."""
 
-    types = {'<f2': torch.float16, '<f4': torch.float32, '<f8': torch.float64}  # as NumPy spells them
-
     def __init__(self, *args: object) -> None:
         pass
 
@@ -209,10 +208,13 @@ class _PickledArray:
     def tensor(self) -> torch.Tensor:
         """Return the values, in the memory that the bytes have and no more."""
         _, shape, dtype, is_fortran, content = self.state
-        if dtype.name not in self.types:
-            raise RuntimeError(f'it has an array of type {dtype.name}, expected one of {", ".join(self.types)}')
-        values = torch.frombuffer(bytearray(memoryview(content)), dtype=self.types[dtype.name])
-        return values.reshape(shape[::-1]).permute(*reversed(range(len(shape)))) if is_fortran else values.reshape(shape)
+        types = {'<f2': torch.float16, '<f4': torch.float32, '<f8': torch.float64}  # as NumPy spells them
+        if dtype.name not in types:
+            raise RuntimeError(f'it has an array of type {dtype.name}, expected one of {", ".join(types)}')
+        values = torch.frombuffer(bytearray(memoryview(content)), dtype=types[dtype.name])
+        if is_fortran:  # the first dimension is the fastest
+            return values.reshape(shape[::-1]).permute(*reversed(range(len(shape))))
+        return values.reshape(shape)
 
 
 # What a pickle of NumPy's arrays asks for, and what it gets: nothing of NumPy runs, which builds an array of any size,
@@ -355,10 +357,10 @@ def locate(variant: str, timeout: float) -> str:
         reason = f'the Hub says {type(error).__name__}'
         if not is_out_of_reach(error):
             source = None
-    try:
-        if source:
+    if source:
+        try:
             with urllib.request.urlopen(urllib.request.Request(source.url, method='HEAD'), timeout=timeout):
                 return f'{source.owner.removeprefix("the ")} file ({source.url.split("/")[2]})'
-    except OSError as error:
-        reason += f', the server of {source.owner} file {type(error).__name__}'
+        except OSError as error:
+            reason += f', the server of {source.owner} file {type(error).__name__}'
     return f'out of reach ({reason})'

@@ -162,7 +162,7 @@ def card(converted: Converted, repo_id: str, dataset: str | None = None, exporte
                 dataset_name='ImageNet-1k' if source else dataset, dataset_split='validation',
                 metric_type='accuracy', metric_name=metric, metric_value=value,
                 source_name=f'reported by {source.reported}, not measured again' if source else None,
-                source_url=(source.report or source.url.replace('/raw/', '/tree/').rpartition('/')[0]) if source else None)
+                source_url=source.report if source else None)
             for metric, value in reported.items()
         ] if reported and dataset else None,
     )
