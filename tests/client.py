@@ -1,7 +1,7 @@
 """Run a test's code in a process of its own, as a user would have written it, on a Hub and caches of its own.
 
-The addresses and git blob ids of the published files come from the environment, since the real ones are unavailable. So
-do the names of the repositories on the Hub: a release pins them to commits, which the Hub of a test does not have.
+The addresses and git blob ids of the authors' files come from the environment, since the real files are unavailable. So
+do the pins, which a release has: AUTHORS_FILES and PINS, JSON by architecture.
 """
 import dataclasses
 import gc
@@ -16,7 +16,7 @@ CREATE = "timm.create_model('mobilenext_100', pretrained=True{})"  # with furthe
 
 
 def golden(*names: str) -> str:
-    """Return code that holds the answers of pretrained models against the authors', and prints their SHA-256."""
+    """Return code that compares the answers of pretrained models with the authors', and prints their SHA-256."""
     return f"""
 import hashlib
 for name in {names}:
@@ -27,7 +27,7 @@ for name in {names}:
 
 
 def weights_in(folder: Path) -> list[str]:
-    """Return the names of the files in a cache that hold anything, but for notes and locks of the Hub's client."""
+    """Return the names of the files in a cache that hold anything, without notes and locks of the Hub's client."""
     return sorted(f.name for f in folder.rglob('*') if f.is_file() and f.stat().st_size > 1000)
 
 
@@ -54,6 +54,6 @@ def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
         table, tagged = (authors.REPRODUCTIONS, name) if '.' in name else (authors.SOURCES, f'{name}.in1k')
         table[name] = dataclasses.replace(table[name], url=url, blob=blob)
         cfg = timm.models._registry._model_pretrained_cfgs[tagged]
-        cfg.hf_hub_id = json.loads(env.get('HUB_IDS', '{}')).get(name, f'timm-mobilenext/{tagged}')
+        cfg.url, cfg.hf_hub_id = url, json.loads(env.get('PINS', '{}')).get(name, '')
     torch.set_grad_enabled(False)
     exec(code, dict(official=official, timm=timm, timm_mobilenext=timm_mobilenext, torch=torch))

@@ -168,14 +168,16 @@ def converted(tmp_path_factory, authors_files, blobs) -> Path:
     source = dataclasses.replace(authors.SOURCES['mobilenext_100'], blob=blobs['mobilenext_100'])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(authors.SOURCES, 'mobilenext_100', source)
-        return convert(
-            'mobilenext_100', authors_files['mobilenext_100'], tmp_path_factory.mktemp('converted') / 'folder')
+        return convert(authors_files['mobilenext_100'], tmp_path_factory.mktemp('converted') / 'folder')
 
 
 @pytest.fixture
-def on_hub(server, converted) -> None:
-    """The Hub has them."""
+def on_hub(server, client, converted) -> str:
+    """The Hub has them, and the client knows their commit, which is returned with the name."""
     shutil.copytree(converted, server.hub / client_process.REPO)
+    pin = f'{client_process.REPO}@{server.revision(client_process.REPO)}'
+    client.env['PINS'] = json.dumps({'mobilenext_100': pin})
+    return pin
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ class Loopback(ThreadingHTTPServer):
         hub: Folder of the Hub's repositories.
         files: Folder of the plain files, under the address `/files/`.
         branches: Other names of the one revision that a repository has.
-        faults: What is wrong with the 'hub' and the 'files': 'gated', 'private', 'foreign' (no Hub at all), 'down',
-            'cut' (bodies of weights end in the middle), 'cut once', 'slow' (they stop there and the rest never comes),
-            'late' (the first answer takes a second).
+        faults: What is wrong with the 'hub' and the 'files': 'private', 'foreign' (not a Hub), 'down', 'cut' (bodies of
+            weights end in the middle), 'cut once', 'slow' (they stop there and the rest never comes), 'late' (the first
+            answer takes a second).
         log: Method and path of every request.
     """
 
@@ -155,12 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(404)
 
     def has_fault(self, repo_id: str) -> bool:
-        """Answer a request for a repository that is not there or not to be had."""
+        """Answer a request for a repository that is not there or unavailable."""
         fault = self.server.faults.get('hub')
         is_anonymous = 'authorization' not in {name.lower() for name in self.headers}
-        if fault == 'gated':
-            self.refuse(403, 'GatedRepo', f'Access to model {repo_id} is restricted. Visit its page to ask for access.')
-        elif fault == 'down':
+        if fault == 'down':
             self.answer(503)
         elif fault == 'foreign':
             self.answer(200, b'<html>Log in to this network</html>', ETag='"page"')

@@ -179,34 +179,6 @@ def test_checkpoints(run):
     assert kept_bytes(lambda x: run(model, x), x) < kept_bytes(plain, x)
 
 
-def test_unwrap():
-    """The EMA weights come before the others, prefixes of wrappers go, and a state dict is returned as it is."""
-    state = {'conv.weight': 1}
-    assert _layers.unwrap(state) is state
-    assert _layers.unwrap({'epoch': 3, 'state_dict': {'conv.weight': 2}, 'state_dict_ema': state}) is state
-    assert _layers.unwrap({'model': {'module._orig_mod.conv.weight': 1}}) == state
-
-
-def test_check_fit():
-    """Any model's state dict fits but for classes, input channels and counters; other keys and shapes are named."""
-    model = timm.create_model('resnet18', device='meta')
-    check = partial(_layers.check_fit, model=model, first_conv='conv1', classifier='fc')
-    check(timm.create_model('resnet18', device='meta', num_classes=3, in_chans=1).state_dict())
-    check({key: value for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')})
-    with pytest.raises(RuntimeError, match=r'ResNet: it lacks bn1\.weight; expected the keys'):
-        check({key: value for key, value in model.state_dict().items() if key != 'bn1.weight'})
-    with pytest.raises(RuntimeError, match=r'not of this ResNet: it has layer1\.0\.conv3\.weight, .* and 195 more'):
-        check(timm.create_model('resnet50', device='meta').state_dict())
-    more = {f'more.{i}': torch.zeros(1) for i in range(4)}
-    with pytest.raises(RuntimeError, match=r'ResNet: it has more\.0, more\.1, more\.2 and 1 more, which the model'):
-        check(model.state_dict() | more)
-    del more['more.3']
-    with pytest.raises(RuntimeError, match=r'ResNet: it has more\.0, more\.1, more\.2, which .* have; expected'):
-        check(model.state_dict() | more)
-    with pytest.raises(RuntimeError, match=r'conv1\.weight has shape \(64, 3, 3, 7\), expected \(64, 3, 7, 7\)'):
-        check(model.state_dict() | {'conv1.weight': torch.empty(64, 3, 3, 7)})
-
-
 # -- at work in the networks
 
 @pytest.mark.parametrize('train', [False, True])

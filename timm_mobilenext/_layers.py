@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from timm.layers import DropPath, FrozenBatchNormAct2d, LayerType, PadType, create_aa, create_act_layer, \
     create_conv2d, drop_path, get_norm_act_layer, get_norm_layer, is_exportable, is_scriptable
-from timm.models._helpers import clean_state_dict
 from torchvision.ops.misc import FrozenBatchNorm2d  # what timm freezes batch norms with
 
 
@@ -332,89 +331,3 @@ def recompute_norm_act(units: Sequence[ConvNorm], x: torch.Tensor) -> torch.Tens
             return following.conv(unit.after_conv(x))
         x = checkpoint(norm_to_conv, unit, x, preserve_rng_state=False)
     return units[-1].after_conv(x)
-
-
-def unwrap(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return the state dict of a training checkpoint, its EMA weights where it has them; a state dict passes.
-
-    timm does so with a file that it loads by path, not with what it downloads or is given. Superfluous once timm's
-    `load_pretrained` does it for all.
-
-    Args:
-        checkpoint: A state dict, or what timm's or the authors' train.py saved.
-    """
-    for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    is_named = all(isinstance(key, str) for key in checkpoint)
-    if is_named and any(key.startswith(('module.', '_orig_mod.')) for key in checkpoint):  # DDP and torch.compile
-        checkpoint = clean_state_dict(checkpoint)
-    return checkpoint
-
-
-def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the state dict of a checkpoint, as `unwrap` does, if there is nothing else in it.
-
-    PyTorch loads the real part of complex weights and says so in a warning, and a file of a few bytes has tensors of
-    any size: one number stretched to it. Superfluous once `load_state_dict` takes no such tensors.
-
-    Args:
-        checkpoint: A state dict, or what timm's or the authors' train.py saved.
-
-    Raises:
-        RuntimeError: If it is empty, a key is no name, or a value no dense tensor of as many real numbers as it says.
-    """
-    state_dict = unwrap(checkpoint)
-    if not state_dict:  # which timm takes for none, and looks elsewhere
-        raise RuntimeError('The checkpoint is empty: expected a tensor under each name. Give a state dict.')
-    for key, value in state_dict.items():
-        if not (
-                isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
-                and not (value.is_nested or value.is_quantized or value.is_complex() or value.is_meta)
-                and value.untyped_storage().nbytes() >= value.numel() * value.element_size()):
-            raise RuntimeError(
-                f'The checkpoint has under {key!r} a {type(value).__name__} that is no weight: expected names, each of '
-                'a dense tensor of real numbers. Give the state dict of the model alone.')
-    return state_dict
-
-
-def check_fit(state_dict: dict[str, Any], model: nn.Module, first_conv: str, classifier: str) -> None:
-    """Raise an error unless a state dict has the model's keys and shapes, but for what timm adapts.
-
-    timm loads with strict=False where classes or features differ, which would take any checkpoint at all in silence.
-    Superfluous once timm's `load_pretrained` checks all but the classifier and the input channels.
-
-    Args:
-        state_dict: A state dict in the model's layout.
-        model: The model.
-        first_conv: Name of the conv whose input channels timm adapts.
-        classifier: Name of the layer whose classes timm adapts.
-
-    Raises:
-        RuntimeError: If other keys or shapes differ.
-    """
-    def first(keys: list[str]) -> str:
-        return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
-
-    def shape(key: str, tensor: torch.Tensor) -> tuple[int, ...]:
-        full = tuple(tensor.shape)
-        return full[:1] + full[2:] if key == f'{first_conv}.weight' else full
-
-    def rest(state: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in state.items() if not key.startswith(f'{classifier}.')}
-
-    expected, found = rest(model.state_dict()), rest(state_dict)
-    unknown = [key for key in found if key not in expected]
-    missing = [key for key in expected if key not in found and not key.endswith('num_batches_tracked')]
-    if unknown or missing:
-        raise RuntimeError(
-            f'The checkpoint is not of this {type(model).__name__}:'
-            + (f' it has {first(unknown)}, which the model does not have;' if unknown else '')
-            + (f' it lacks {first(missing)};' if missing else '')
-            + ' expected the keys of the same architecture. Create the one that the checkpoint was made from.')
-    for key, value in found.items():
-        if shape(key, value) != shape(key, expected[key]):
-            raise RuntimeError(
-                f'The checkpoint is of another width or architecture: {key} has shape {tuple(value.shape)}, expected '
-                f'{tuple(expected[key].shape)}. Create the architecture or width that the checkpoint was made from.')

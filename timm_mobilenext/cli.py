@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from huggingface_hub.errors import HTTPError
 from timm.utils import ParseKwargs
@@ -25,22 +25,48 @@ class ModelKwargs(ParseKwargs):
             parser.error(f'{self.option_strings[0]} {" ".join(values)}: expected KEY=VALUE, e.g. width_mult=1.1.')
 
 
-def parser(command: str, description: str | None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse's, with errors in the form of all commands and a hint for two usual slips."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command with one line and the usage."""
+        if 'required: source' in message.lower():  # an option that takes several values took it
+            message += '. It comes first, before the options'
+        elif message.startswith('unrecognized arguments'):
+            message += '. The architecture of a checkpoint is given with --model'
+        self.exit(2, f'error: {message.rstrip(".")}.\n{self.format_usage()}')
+
+
+def parser(command: str, description: str | None) -> Parser:
     """Return the parser of a command with the options that all commands on models have.
 
     Args:
         command: Name of the command.
         description: What it does.
     """
-    parser = argparse.ArgumentParser(
-        f'python -m timm_mobilenext {command}', description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        f'python -m timm_mobilenext {command}', f'python -m timm_mobilenext {command} SOURCE --output DIR [OPTIONS]',
+        description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', metavar='NAME', help='architecture of a checkpoint that does not name its own')
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=ModelKwargs, metavar='KEY=VALUE',
                         help='arguments of the model, such as width_mult=1.1')
     parser.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one per line')
-    parser.add_argument('--output', '-o', required=True, metavar='DIR', help='new folder for the result')
+    parser.add_argument('--output', '-o', required=True, metavar='DIR', help='new folder for the result (required)')
     return parser
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the source of a command that converts weights, and what else such a command may be told of them."""
+    parser.add_argument('source', metavar='SOURCE', help=SOURCES)
+    parser.add_argument('--license', metavar='ID', help=(
+        'licence of the weights, as the Hub spells it, e.g. apache-2.0 (default: what the source says of it)'))
+    parser.add_argument('--cache-dir', metavar='DIR', help='folder of the caches')
+
+
+def chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said with `parser` and `add_weights`, as the arguments of `weights.convert.convert`."""
+    options = {key: vars(args)[key] for key in ('source', 'output', 'model', 'model_kwargs', 'license', 'cache_dir')}
+    return {**options, 'label_names': read_label_names(args.label_names)}
 
 
 def read_label_names(path: str | None) -> list[str] | None:

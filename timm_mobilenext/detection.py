@@ -21,7 +21,6 @@ from torchvision.models.detection.ssdlite import SSDLiteHead, _normal_init
 from torchvision.models.feature_extraction import DualGraphModule
 from torchvision.ops import Conv2dNormActivation
 
-from timm_mobilenext import _layers
 from timm_mobilenext.weights import authors
 from timm_mobilenext.mobilenext import MobileNeXt
 from timm_mobilenext.weights.download import read
@@ -162,7 +161,7 @@ def ssdlite320(
     extra: dict[str, Any] = {}
     if weights_backbone is not None:
         weights = weights_backbone if isinstance(weights_backbone, Mapping) else read(weights_backbone)
-        network, extra = authors.split_ssdlite(_layers.weights(dict(weights)))
+        network, extra = authors.split_ssdlite(dict(weights))
         arguments['pretrained_cfg_overlay'] = dict(state_dict=network)
     model: Any = timm.create_model(
         backbone, pretrained=pretrained_backbone or weights_backbone is not None, num_classes=0, **arguments)

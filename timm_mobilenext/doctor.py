@@ -1,20 +1,18 @@
 """What is installed and where weights would come from: `python -m timm_mobilenext doctor`, fit for a bug report."""
-import argparse
 import platform
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import huggingface_hub
 import timm
 import torch
+from timm.models import resolve_pretrained_cfg
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mobilenext import __version__
+from timm_mobilenext.cli import Parser, clear_errors
 from timm_mobilenext.weights.authors import CLAIMS, Claim
 from timm_mobilenext.weights.download import locate
-
-_NETWORK_SECONDS = 4.
 
 
 def count(model: Any) -> tuple[int, int, int]:
@@ -50,21 +48,13 @@ def count(model: Any) -> tuple[int, int, int]:
 def report() -> str:
     """Return the versions, the architectures and where the weights of each would come from now."""
     names = timm.list_models(module='mobilenext')
-    places = dict.fromkeys(names, f'no answer within {_NETWORK_SECONDS:g} seconds')
-    # Daemons: a name server that does not answer holds its thread far longer than any timeout set here.
-    threads = [
-        threading.Thread(target=lambda name=name: places.update({name: locate(name, _NETWORK_SECONDS)}), daemon=True)
-        for name in names
-    ]
-    deadline = time.monotonic() + _NETWORK_SECONDS
-    for thread in threads:
-        thread.start()
+    with ThreadPoolExecutor(len(names)) as pool:  # the Hub has to answer for each within a few seconds
+        places = list(pool.map(lambda name: locate(resolve_pretrained_cfg(name)).text, names))
     rows = []
-    for name in names:
+    for name, place in zip(names, places, strict=True):
         params, madds, _ = count(timm.create_model(name, device='meta'))
-        rows.append(f'{name:<22}{params / 1e6:>10.3f}{madds / 1e6:>11.1f}{CLAIMS.get(name, Claim()).top1:>11}  ')
-    for thread in threads:
-        thread.join(max(0., deadline - time.monotonic()))
+        top1 = CLAIMS.get(name, Claim()).top1
+        rows.append(f'{name:<22}{params / 1e6:>10.3f}{madds / 1e6:>11.1f}{top1:>11}  {place}')
     versions = {
         'timm-mobilenext': __version__, 'timm': timm.__version__, 'torch': torch.__version__,
         'huggingface_hub': huggingface_hub.__version__, 'Python': platform.python_version(),
@@ -73,7 +63,7 @@ def report() -> str:
         ', '.join(f'{name} {version}' for name, version in versions.items()) + f', {platform.platform()}',
         '',
         f'{"architecture":<22}{"params (M)":>10}{"MAdds (M)":>11}{"top-1 (%)":>11}  weights',
-        *(row + places[name] for name, row in zip(names, rows, strict=True)),
+        *rows,
         '',
         'Params and MAdds (multiply-adds at 224 px) are counted. Top-1, on ImageNet-1k, is as the authors report it.',
         '',
@@ -83,6 +73,7 @@ def report() -> str:
 
 def main(args: list[str]) -> int:
     """Run `python -m timm_mobilenext doctor`, which takes no arguments: print the report."""
-    argparse.ArgumentParser('python -m timm_mobilenext doctor', description=__doc__).parse_args(args)
-    print(report())
+    Parser('python -m timm_mobilenext doctor', description=__doc__).parse_args(args)
+    with clear_errors():
+        print(report())
     return 0

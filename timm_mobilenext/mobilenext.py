@@ -564,7 +564,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MobileNeXt) -> dict[
     74.02 file and `mobilenext_100_id050` for 74.09.
 
     Args:
-        state_dict: A state dict or a training checkpoint that holds one.
+        state_dict: A state dict.
         model: The MobileNeXt to load it into.
 
     Returns:
@@ -574,8 +574,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MobileNeXt) -> dict[
         RuntimeError: If keys or shapes are not the model's, but for what timm adapts, the classifier and the input
             channels, or if the weights are of a network that pads in another way.
     """
-    state_dict = authors.from_official(_layers.weights(state_dict), model)
-    _layers.check_fit(state_dict, model, first_conv='stem.conv', classifier='classifier')
+    state_dict = authors.from_official(state_dict, model)
+    authors.check_fit(state_dict, model, first_conv='stem.conv', classifier='classifier')
     return state_dict
 
 
@@ -592,18 +592,32 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
     }
 
 
-# The file name keeps timm from taking a pickle. Architectures without weights get the tag `untrained`, see _entrypoint.
+# The address is that of the file of the authors, or of PaddleClas. tools/release.py adds the repository on the Hub,
+# pinned to a commit: without one, whoever registers the name chooses the weights. The file name keeps timm from taking
+# a pickle. Architectures without weights get the tag `untrained`, see _entrypoint.
 _in1k_cfg = partial(_cfg, hf_hub_filename='model.safetensors', license=authors.LICENSE)
 default_cfgs = generate_default_cfgs({
-    'mobilenext_100.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_100.in1k'),
-    # trained and validated in PaddlePaddle, with the images prepared as for the authors' weights
+    'mobilenext_100.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_100'].url,
+        hf_hub_id=''),
+    # trained in PaddlePaddle, with the images prepared as for the authors' weights
     'mobilenext_100.paddle_in1k': _in1k_cfg(
-        hf_hub_id='timm-mobilenext/mobilenext_100.paddle_in1k', license='apache-2.0',
+        url=authors.REPRODUCTIONS['mobilenext_100.paddle_in1k'].url,
+        hf_hub_id='',
+        license=authors.REPRODUCTIONS['mobilenext_100.paddle_in1k'].license,
         origin_url='https://github.com/PaddlePaddle/PaddleClas'),
-    'mobilenext_100_id050.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_100_id050.in1k'),
-    'mobilenext_s.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_s.in1k'),
-    'mobilenext_l.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_l.in1k'),
-    'mobilenext_l_ghost.in1k': _in1k_cfg(hf_hub_id='timm-mobilenext/mobilenext_l_ghost.in1k'),
+    'mobilenext_100_id050.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_100_id050'].url,
+        hf_hub_id=''),
+    'mobilenext_s.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_s'].url,
+        hf_hub_id=''),
+    'mobilenext_l.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_l'].url,
+        hf_hub_id=''),
+    'mobilenext_l_ghost.in1k': _in1k_cfg(
+        url=authors.SOURCES['mobilenext_l_ghost'].url,
+        hf_hub_id=''),
 })
 
 

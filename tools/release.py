@@ -30,8 +30,9 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models._hub import hf_split
 
 from timm_mobilenext import __version__
-from timm_mobilenext.weights.authors import REPRODUCTIONS, SOURCES, find_source
-from timm_mobilenext.weights.convert import clear_errors, convert
+from timm_mobilenext.cli import clear_errors
+from timm_mobilenext.weights.authors import HUB_OWNER, REPRODUCTIONS, SOURCES, find_source
+from timm_mobilenext.weights.convert import convert
 from timm_mobilenext.weights.download import WEIGHTS_NAME, git_blob_id
 from timm_mobilenext.weights.publish import publish, push
 
@@ -94,42 +95,43 @@ def publish_all() -> dict[str, str]:
     """Have the weights of all authors' files, and of PaddleClas's, on the Hub.
 
     Returns:
-        What each name of a repository is pinned to: itself, `@` and the commit.
+        The pin of each model name: the repository, `@` and the commit.
 
     Raises:
         OSError, HTTPError, RuntimeError: If a file cannot be had or is not the authors', or the Hub refuses.
     """
     pins = {}
-    for name in (*SOURCES, *REPRODUCTIONS):
-        repo_id = hf_split(timm.get_pretrained_cfg(name).hf_hub_id)[0]
+    for name in (*(f'{name}.in1k' for name in SOURCES), *REPRODUCTIONS):
+        repo_id = f'{HUB_OWNER}/{name}'
         with tempfile.TemporaryDirectory() as work:
-            folder = publish(name, output=Path(work, name), repo_id=repo_id)
+            folder = Path(work, name)
+            publish(name, folder, repo_id)
             revision = published(repo_id, folder / WEIGHTS_NAME)
             print(f'{repo_id}: {"is there" if revision else "uploading"}', flush=True)
             # an upload of the same weights would be a new commit: the header has no fixed order
-            pins[repo_id] = f'{repo_id}@{revision or push(folder, repo_id)}'
+            pins[name] = f'{repo_id}@{revision or push(folder, repo_id)}'
     return pins
 
 
 def write(pins: dict[str, str]) -> None:
     """Write the pins into the source of the models, in the place of those that are there."""
     text = MODELS.read_text(encoding='utf-8')
-    for repo_id, pin in pins.items():
-        text, count = re.subn(rf"'{re.escape(repo_id)}(@[^']*)?'", f"'{pin}'", text)
+    for name, pin in pins.items():
+        text, count = re.subn(rf"('{re.escape(name)}': _in1k_cfg\([^)]*hf_hub_id=)'[^']*'", rf"\1'{pin}'", text)
         if count != 1:
-            raise RuntimeError(f'{MODELS} has {repo_id} {count} times, expected once. Write {pin} there by hand.')
+            raise RuntimeError(f'{MODELS} has {name} {count} times, expected once. Write {pin} there by hand.')
     MODELS.write_text(text, encoding='utf-8', newline='\n')
 
 
 def problem(tag: str) -> str:
     """Return what is wrong with the pretrained weights of a model name with tag, '' if nothing is."""
     hub_id = timm.get_pretrained_cfg(tag).hf_hub_id
-    repo_id, revision = hf_split(hub_id)
+    repo_id, revision = hf_split(hub_id) if hub_id else ('', None)
     if not re.fullmatch('[0-9a-f]{40}', revision or ''):
-        return f'{hub_id} is not pinned to a commit (`python tools/release.py publish --write`)'
+        return f'{hub_id or tag} is not pinned to a commit (`python tools/release.py publish --write`)'
     try:
         with tempfile.TemporaryDirectory() as work:
-            ours = convert(tag, output=Path(work, tag)) / WEIGHTS_NAME
+            ours = convert(tag, Path(work, tag)) / WEIGHTS_NAME
             found = difference(repo_id, revision, ours)
     except Exception as error:  # whatever it is, it is no release
         found = f'{type(error).__name__}: {" ".join(str(error).split())}'

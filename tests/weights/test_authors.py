@@ -1,6 +1,6 @@
-"""What is known of the authors: their layouts load, what is not theirs is refused, their figures are told apart."""
-import argparse
+"""What is known of the authors' files: their layouts load, other files are refused, their figures are told apart."""
 import re
+from functools import partial
 
 import official
 import pytest
@@ -9,22 +9,8 @@ import torch
 from networks import ARCHITECTURES, FAMILIES, OFFICIAL_NAME, SMALL
 from pages import DOCS
 
-from timm_mobilenext.weights.authors import CLAIMS, SOURCES, split_ssdlite
+from timm_mobilenext.weights.authors import CLAIMS, SOURCES, check_fit, split_ssdlite
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
-
-
-def test_training_checkpoint_file(tmp_path):
-    """The authors' kind of file loads by `file=`: old container, optimizer, Namespace, EMA weights first."""
-    weights = official.state_dict('mnext_s')
-    path = tmp_path / 'model_best.pth.tar'
-    torch.save(
-        dict(epoch=497, arch='efficienti2rnet_b0', state_dict={k: v * 0 for k, v in weights.items()},
-             state_dict_ema={f'module.{k}': v for k, v in weights.items()}, optimizer={}, version=2, metric=76.056,
-             args=argparse.Namespace(model='efficienti2rnet_b0')),
-        path, _use_new_zipfile_serialization=False)
-    model = timm.create_model('mobilenext_s', pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
-    with torch.no_grad():
-        assert official.golden_error(model(official.images()), 'mnext_s/div1/float32') < 2e-3
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -32,7 +18,7 @@ def test_filter_maps_every_key(name):
     """Every official key but the five unused ones has its place, and a mapped dict passes the filter untouched."""
     model = timm.create_model(name, device='meta')
     theirs = official.state_dict(OFFICIAL_NAME[name])
-    mapped = checkpoint_filter_fn({'state_dict': {f'module.{k}': v for k, v in theirs.items()}}, model)
+    mapped = checkpoint_filter_fn(theirs, model)
     assert mapped.keys() == model.state_dict().keys()
     assert len(theirs) - len(mapped) == (0 if name in (SMALL, 'mobilenext_100_id050') else 5)
     assert checkpoint_filter_fn(mapped, model) is mapped
@@ -147,11 +133,37 @@ def test_page_about_the_weights():
         assert ('EMA' in line) == source.ema
 
 
-def test_weights_of_a_file():
-    """The state dict that the reported accuracy is of is taken from a file, and missed if it is not there."""
-    checkpoint = {'epoch': 1, 'state_dict': {'a': 1}, 'state_dict_ema': {'a': 2}}
-    assert {name: source.weights(checkpoint)['a'] for name, source in SOURCES.items()} == {
-        'mobilenext_100': 1, 'mobilenext_100_id050': 1, 'mobilenext_s': 2, 'mobilenext_l': 2, 'mobilenext_l_ghost': 2}
-    del checkpoint['state_dict_ema']
-    with pytest.raises(RuntimeError, match=r'76_05_3_94_model/.* has epoch, state_dict, expected state_dict_ema: the'):
-        SOURCES['mobilenext_s'].weights(checkpoint)
+def test_check_fit():
+    """Any model's state dict fits, except for classes, input channels and counters; other keys and shapes are named."""
+    model = timm.create_model('resnet18', device='meta')
+    check = partial(check_fit, model=model, first_conv='conv1', classifier='fc')
+    check(timm.create_model('resnet18', device='meta', num_classes=3, in_chans=1).state_dict())
+    check({key: value for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')})
+    with pytest.raises(RuntimeError, match=r'ResNet: it lacks bn1\.weight; expected the keys'):
+        check({key: value for key, value in model.state_dict().items() if key != 'bn1.weight'})
+    with pytest.raises(RuntimeError, match=r'not of this ResNet: it has layer1\.0\.conv3\.weight, .* and 195 more'):
+        check(timm.create_model('resnet50', device='meta').state_dict())
+    more = {f'more.{i}': torch.zeros(1) for i in range(4)}
+    with pytest.raises(RuntimeError, match=r'ResNet: it has more\.0, more\.1, more\.2 and 1 more, which the model'):
+        check(model.state_dict() | more)
+    del more['more.3']
+    with pytest.raises(RuntimeError, match=r'ResNet: it has more\.0, more\.1, more\.2, which .* have; expected'):
+        check(model.state_dict() | more)
+    with pytest.raises(RuntimeError, match=r'conv1\.weight has shape \(64, 3, 3, 7\), expected \(64, 3, 7, 7\)'):
+        check(model.state_dict() | {'conv1.weight': torch.empty(64, 3, 3, 7)})
+
+
+@pytest.mark.parametrize('prefix', ['model.', 'net.backbone.'])
+def test_prefix_of_a_wrapper(prefix):
+    """The prefix that a wrapper gave to the keys is named, on the model's keys as on the authors'."""
+    model = timm.create_model(SMALL, device='meta')
+    for state in (model.state_dict(), official.state_dict('mnext_035')):
+        with pytest.raises(RuntimeError, match=rf"keys of the checkpoint begin with '{re.escape(prefix)}', which a wrapper"):
+            checkpoint_filter_fn({f'{prefix}{key}': value for key, value in state.items()}, model)
+
+
+def test_folded_checkpoint():
+    """A checkpoint of a folded network is told by its biases."""
+    folded = timm.utils.reparameterize_model(timm.create_model(SMALL)).state_dict()
+    with pytest.raises(RuntimeError, match=r'is of a folded network \(timm\.utils\.reparameterize_model\)'):
+        checkpoint_filter_fn(folded, timm.create_model(SMALL, device='meta'))

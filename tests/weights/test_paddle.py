@@ -46,7 +46,7 @@ def test_convert(protocol, tmp_path):
     path = tmp_path / 'weights.pdparams'
     official.save_pdparams(path, protocol)
     assert len(read(path)) == len(official.PADDLE['keys']) == 372
-    folder = convert('mobilenext_100', path, tmp_path / 'folder')
+    folder = convert(path, tmp_path / 'folder', model='mobilenext_100')
     assert official.golden_error(answers(folder), 'paddleclas/float64') < 1e-6
     with safe_open(folder / 'model.safetensors', 'pt') as file:
         assert 'license' not in file.metadata()  # it may be anyone's
@@ -54,7 +54,7 @@ def test_convert(protocol, tmp_path):
 
 def test_convert_by_tag(tmp_path, paddle_file):
     """With the tag, the file is taken for PaddleClas's, and its licence and origin go with the weights."""
-    folder = convert(NAME, paddle_file, tmp_path / 'folder')
+    folder = convert(paddle_file, tmp_path / 'folder', model=NAME)
     with safe_open(folder / 'model.safetensors', 'pt') as file:
         header = file.metadata()
     source = REPRODUCTIONS[NAME]
@@ -76,29 +76,17 @@ def array(*state: object) -> Reduced:
 
 
 @pytest.mark.parametrize(('value', 'said'), [
-    (Reduced(error_of_code, (1,)), 'GLOBAL .*test_paddle error_of_code'),
-    (np.array([None]), r'array of type \|O'),
-    (np.zeros(3, np.uint16), 'array of type <u2'),  # NumPy has no bfloat16, PaddlePaddle saves its bits
-    (array(1, (10,), np.dtype('f4'), False, b'four'), 'shape'),
-    (array(1, (1 << 40,), np.dtype('f4'), False, 1 << 42), 'bytes'),
+    (Reduced(error_of_code, (1,)), r'it asks for the code of .*test_paddle\.error_of_code'),
+    (np.array([None]), 'TypeError'),
+    (np.zeros(3, np.uint16), 'KeyError'),  # NumPy has no bfloat16, PaddlePaddle saves its bits
+    (array(1, (10,), np.dtype('f4'), False, b'four'), 'RuntimeError'),
+    (array(1, (1 << 40,), np.dtype('f4'), False, 1 << 42), 'TypeError'),
 ])
 def test_what_is_not_read(value, said, tmp_path):
-    """Code, objects, types without a tensor, and sizes that the bytes do not have are refused by name."""
+    """Code, objects, types without a tensor, and sizes that the bytes do not have are refused."""
     path = tmp_path / 'weights.pdparams'
     path.write_bytes(pickle.dumps({'features.0.0.weight': value}, protocol=2))
-    with pytest.raises(RuntimeError, match=f'was not loaded: .*{said}'):
-        read(path)
-
-
-def test_memo_of_any_size(tmp_path):
-    """A number of an object that would fill the memory is refused, as a file that ends early is."""
-    path = tmp_path / 'weights.pdparams'
-    path.write_bytes(b'\x80\x02}r\xff\xff\xff\x7f.')
-    with pytest.raises(RuntimeError, match='it numbers an object 2147483647'):
-        read(path)
-    official.save_pdparams(path)
-    os.truncate(path, 1_000_000)
-    with pytest.raises(RuntimeError, match='was not loaded: '):
+    with pytest.raises(RuntimeError, match=rf'was not loaded \({said}\)'):
         read(path)
 
 
@@ -108,23 +96,22 @@ def test_pretrained(server, client):
     client.run(f"""
 {create}
 assert official.golden_error(model.eval().double()(official.images().double()), 'paddleclas/float64') < 1e-6""")
-    assert client.stderr.startswith(
-        f"timm-mobilenext/{NAME} cannot be had from the Hub (RepositoryNotFoundError). Taking PaddleClas's own file, "
-        f'{server.url}/files/{NAME}/MobileNeXt_x1_0_pretrained.pdparams, of which no digest is known\n')
+    url = f'{server.url}/files/{NAME}/MobileNeXt_x1_0_pretrained.pdparams'
+    assert client.stderr.startswith(f"Taking PaddleClas's file {url}, of which no digest is known.\n")
     file, = client.torch_cache.iterdir()
     assert file.name == 'MobileNeXt_x1_0_pretrained.pdparams'
-    os.truncate(file, 1_000_000)
-    client.run(create)
-    assert f'{file} is damaged. Downloading it again.' in client.stderr
     server.log.clear()
     client.run(create)
     assert server.log == []
+    os.truncate(file, 1_000_000)
+    assert f'RuntimeError: {file} was not loaded (' in client.fail(create)
 
 
 def test_cut_short(server, client):
     """A download that ends early leaves nothing, though there is no digest to tell it by."""
     server.faults['files'] = 'cut'
-    assert 'expected a pickle of arrays, 3 times' in client.fail(f"timm.create_model('{NAME}', pretrained=True)")
+    message = client.fail(f"timm.create_model('{NAME}', pretrained=True)")
+    assert message.startswith("OSError: PaddleClas's file")
     assert list(client.torch_cache.iterdir()) == []
 
 
@@ -133,7 +120,7 @@ def test_paddle(tmp_path):
     paddle = pytest.importorskip('paddle', reason='paddlepaddle is not installed')
     path = tmp_path / 'weights.pdparams'
     paddle.save({k: paddle.to_tensor(np.ascontiguousarray(v)) for k, v in official.pdparams().items()}, str(path))
-    assert official.golden_error(answers(convert(NAME, path, tmp_path / 'folder')), 'paddleclas/float64') < 1e-6
+    assert official.golden_error(answers(convert(path, tmp_path / 'folder', model=NAME)), 'paddleclas/float64') < 1e-6
 
 
 def test_paddleclas(tmp_path):
@@ -154,7 +141,7 @@ def test_paddleclas(tmp_path):
     path = tmp_path / 'weights.pdparams'
     paddle.save(network.state_dict(), str(path))
     logits = network(paddle.to_tensor(official.images().numpy().astype(np.float64))).numpy()
-    ours = answers(convert(NAME, path, tmp_path / 'folder')).numpy()
+    ours = answers(convert(path, tmp_path / 'folder', model=NAME)).numpy()
     print('largest difference', np.abs(ours - logits).max(), file=sys.stderr)
     np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-5)
     assert official.golden_error(torch.from_numpy(logits), 'paddleclas/float64') < 1e-6

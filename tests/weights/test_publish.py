@@ -3,22 +3,23 @@ import argparse
 import json
 import re
 import shutil
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
-from networks import needs_exporter
+from networks import SMALL, needs_exporter
 from PIL import Image
 
+from timm_mobilenext.deploy.export import Exported
 from timm_mobilenext.weights.authors import SOURCES
 from timm_mobilenext.weights.convert import load
-from timm_mobilenext.deploy.export import Exported
 from timm_mobilenext.weights.publish import card, main, publish
 
-SMALL = 'mobilenext_035'
 PUBLISH = 'from timm_mobilenext.weights.publish import main\nassert main({}) == 0'
+REFUSED = "__import__('timm_mobilenext.weights.publish').weights.publish.main({})"
 
 
 @pytest.fixture
@@ -30,20 +31,27 @@ def checkpoint(tmp_path, calibrated):
 
 
 @pytest.fixture
-def published(client, checkpoint):
-    """The arguments that published it as me/mine."""
-    args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push']
-    (client.folder / 'names.txt').write_text('a\nb\nc\n')
-    client.run(PUBLISH.format([*args, '--label-names', 'names.txt', '--dataset', 'me/abc']))
+def args(checkpoint):
+    """The arguments that publish it as me/mine."""
+    return [str(checkpoint), '--model', SMALL, '--repo-id', 'me/mine', '--output', 'mine']
+
+
+@pytest.fixture
+def published(client, args):
+    """The arguments that published it."""
+    (client.folder / 'names.txt').write_text('cat\ndog\nowl\n')
+    args = [*args, '--license', 'mit', '--label-names', 'names.txt', '--dataset', 'me/pets', '--push']
+    client.run(PUBLISH.format(args))
     return args
 
 
 def test_card_of_authors_weights(tmp_path, known_files):
     """The card of the authors' weights has the front matter the Hub reads, the reported results and their origin."""
-    folder = publish('mobilenext_s', known_files['mobilenext_s'], tmp_path / 'out')
-    assert {file.name for file in folder.iterdir()} == {'LICENSE', 'README.md', 'config.json', 'model.safetensors'}
-    assert 'The Clear BSD License' in (folder / 'LICENSE').read_text()
-    card = ModelCard.load(folder / 'README.md')
+    assert publish(known_files['mobilenext_s'], tmp_path / 'out') == 'timm-mobilenext/mobilenext_s.in1k'
+    assert {file.name for file in (tmp_path / 'out').iterdir()} == {
+        'LICENSE', 'README.md', 'config.json', 'model.safetensors'}
+    assert 'The Clear BSD License' in (tmp_path / 'out' / 'LICENSE').read_text()
+    card = ModelCard.load(tmp_path / 'out' / 'README.md')
     data = card.data.to_dict()
     assert (data['library_name'], data['license'], data['pipeline_tag'], data['datasets'], data['metrics']) == (
         'timm', 'bsd-3-clause-clear', 'image-classification', ['imagenet-1k'], ['accuracy'])
@@ -54,27 +62,28 @@ def test_card_of_authors_weights(tmp_path, known_files):
     assert all(r.source_url.startswith('https://github.com/zhoudaquan/rethinking_bottleneck_design/tree/')
                for r in card.data.eval_results)
     assert card.data.model_name == 'mobilenext_s.in1k'
-    assert '- **Dataset:** ImageNet-1k\n' in card.text
-    assert re.search(r'\*\*Git blob id of the source:\*\* [0-9a-f]{40}, verified before it was read\n', card.text)
-    assert 'Params (M): 3.93' in card.text
-    assert 'GMACs: 0.33' in card.text
-    assert 'Activations (M): 9.97' in card.text
-    assert '## Results' in card.text
-    assert '| **mobilenext_s** | 3.93 | 0.33 | 76.056 | 92.744 |' in card.text
+    for said in (
+            'for 1000 classes: MobileNeXt `mobilenext_s`, 224 x 224 pixels', '- **Classes:** those of ImageNet-1k\n',
+            '- **Trained on:** ImageNet-1k\n', '- **Accuracy:** top-1 76.056 %, top-5 92.744 %, on ImageNet-1k validation',
+            '- **Size:** 3.93 M parameters; 0.33 G multiply-adds (GMACs) and 9.97 M activations per image\n',
+            '- **Licence:** The Clear BSD License, text in LICENSE\n', 'verified before it was read\n',
+            '```sh\npip install timm-mobilenext\n```', 'labels = timm.data.ImageNetInfo().label_descriptions()'):
+        assert said in card.text
     assert 'ca388f33536dba371e82807553042a938e082e4c' not in card.text  # it names the file that was converted
 
 
 def test_card_code(client, published):
-    """Every usage block of the card begins with the import that registers the models, and runs."""
+    """Every block of code in the card begins with the import that registers the models, and runs; it prints labels."""
     card = (client.folder / 'mine' / 'README.md').read_text()
     blocks = re.findall(r'```python\n(.*?)```', card, re.DOTALL)
-    assert len(blocks) == 4
-    assert '## Results' not in card  # a checkpoint that says nothing of any
+    assert len(blocks) == 3
     Image.new('RGB', (300, 240), 'teal').save(client.folder / 'image.jpg')
     for block in blocks:
         assert block.startswith('import timm_mobilenext  # registers the models\n')
         if 'transformers' not in block:
             client.run(block)
+            if 'Image' in block:
+                assert sorted(re.findall(r'^(\w+): \d+\.\d%$', client.stdout, re.M)) == ['cat', 'dog', 'owl']
 
 
 def test_published_model_comes_back(server, client, published, checkpoint):
@@ -82,18 +91,20 @@ def test_published_model_comes_back(server, client, published, checkpoint):
     assert [request for request in server.log if '/commit/' in request] == ['POST /api/models/me/mine/commit/main']
     pinned = re.search(r"'(hf-hub:me/mine@[0-9a-f]{40})'", client.stdout)[1]
     card = ModelCard.load(server.hub / 'me' / 'mine' / 'README.md')
-    assert (card.data.license, card.data.datasets, card.data.eval_results) == ('mit', ['me/abc'], None)
-    assert '- **Dataset:** me/abc\n' in card.text
+    assert (card.data.license, card.data.datasets, card.data.eval_results) == ('mit', ['me/pets'], None)
+    for said in ('- **Classes:** cat, dog, owl\n', '- **Trained on:** me/pets\n', '- **Accuracy:** not stated\n'):
+        assert said in card.text
     assert not (server.hub / 'me' / 'mine' / 'LICENSE').exists()
     client.run(f"""
 weights = torch.load({str(checkpoint)!r}, weights_only=True)
 for name in ('hf-hub:me/mine', {pinned!r}):
     model = timm.create_model(name, pretrained=True)
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    assert model.pretrained_cfg['label_names'] == ['a', 'b', 'c']
+    assert model.pretrained_cfg['label_names'] == ['cat', 'dog', 'owl']
 """)
 
 
+@pytest.mark.slow
 def test_other_weights_are_kept(server, client, published, checkpoint):
     """Pushing the same weights again works, other weights are refused until told, an edited card stays."""
     card = server.hub / 'me' / 'mine' / 'README.md'
@@ -104,7 +115,7 @@ def test_other_weights_are_kept(server, client, published, checkpoint):
     before = (server.hub / 'me' / 'mine' / 'model.safetensors').read_bytes()
     torch.save({k: v + 1 for k, v in torch.load(checkpoint, weights_only=True).items()}, checkpoint)
     shutil.rmtree(client.folder / 'mine')
-    error = client.fail(f"__import__('timm_mobilenext.weights.publish').publish.main({published})")
+    error = client.fail(REFUSED.format(published))
     assert 'SystemExit: error: me/mine has other weights than mine, nothing was uploaded.' in error
     assert '--overwrite' in error
     assert (server.hub / 'me' / 'mine' / 'model.safetensors').read_bytes() == before
@@ -112,16 +123,6 @@ def test_other_weights_are_kept(server, client, published, checkpoint):
     client.run(PUBLISH.format([*published, '--overwrite']))
     assert (server.hub / 'me' / 'mine' / 'model.safetensors').read_bytes() != before
     assert card.read_text() != 'My own words.'
-
-
-def test_authors_repository_is_named_without_its_pin(server, client):
-    """The authors' weights go to the repository that they are registered under, whatever that is pinned to."""
-    client.run(
-        PUBLISH.format(['mobilenext_100', '--push']),
-        HUB_IDS=json.dumps({'mobilenext_100': f'timm-mobilenext/mobilenext_100.in1k@{"0" * 40}'}))
-    assert (server.hub / 'timm-mobilenext' / 'mobilenext_100.in1k' / 'model.safetensors').exists()
-    card = (client.folder / 'mobilenext_100' / 'README.md').read_text()
-    assert "'hf-hub:timm-mobilenext/mobilenext_100.in1k'" in card
 
 
 def test_transformers(client, published):
@@ -138,34 +139,33 @@ for place in ('me/mine', 'mine'):
     model = AutoModelForImageClassification.from_pretrained(place).eval()
     assert torch.equal(model(x).logits, expected)
 answer = pipeline('image-classification', model='me/mine')('image.jpg')
-assert sorted(a['label'] for a in answer) == ['a', 'b', 'c']
+assert sorted(a['label'] for a in answer) == ['cat', 'dog', 'owl']
 """)
 
 
 def test_transformers_imagenet_labels(client, known_files):
     """With the authors' weights transformers answers with readable ImageNet names, which timm knows."""
     pytest.importorskip('transformers', reason='the extra `transformers` is not installed')
-    folder = publish('mobilenext_100', known_files['mobilenext_100'], client.folder / 'out')
-    client.run(f"""
+    publish(known_files['mobilenext_100'], client.folder / 'out')
+    client.run("""
 from transformers import AutoModelForImageClassification
-model = AutoModelForImageClassification.from_pretrained({str(folder)!r}).eval()
+model = AutoModelForImageClassification.from_pretrained('out').eval()
 assert model.config.id2label[281] == 'tabby, tabby cat'
 assert official.golden_error(model(official.images()).logits, 'mnext_100/div1/float32') < 2e-3
 """)
 
 
-def test_licence_is_asked_for(server, client, checkpoint):
-    """Weights of an unknown licence are not pushed, nor is a folder of them made; without --push the card has none."""
-    args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine']
-    error = client.fail(f"__import__('timm_mobilenext.weights.publish').publish.main({[*args, '--push']})")
-    assert error.startswith(f'SystemExit: error: Under which licence are the weights of {checkpoint}?')
-    assert '--license' in error
-    assert server.log == []
+def test_licence_is_asked_for(server, client, args):
+    """Weights of an unknown licence are not pushed, nor is a folder of them made; without --push the card says so."""
+    error = client.fail(REFUSED.format([*args, '--push']))
+    assert error.startswith('SystemExit: error: The licence of the weights of ')
+    assert '--license apache-2.0' in error
     assert not (client.folder / 'mine').exists()
-    client.run(PUBLISH.format(args))
+    assert client.run(PUBLISH.format(args)).endswith('Nothing was uploaded. Upload it with --push.')
+    assert server.log == []
     card = ModelCard.load(client.folder / 'mine' / 'README.md')
     assert card.data.license is None
-    assert '- **Licence:** not stated\n' in card.text
+    assert '- **Licence:** not stated, so nobody else may use these weights\n' in card.text
     assert 'authors' not in card.text
     assert not (client.folder / 'mine' / 'LICENSE').exists()
 
@@ -175,31 +175,44 @@ def test_card_of_fine_tuned_weights(tmp_path):
     args = argparse.Namespace(model='mobilenext_100', pretrained=True)
     state = timm.create_model('mobilenext_100', num_classes=3).state_dict()
     torch.save(dict(state_dict=state, args=args), tmp_path / 'tuned.pth.tar')
-    folder = publish('mobilenext_100', tmp_path / 'tuned.pth.tar', tmp_path / 'out', repo_id='me/mine')
-    card = ModelCard.load(folder / 'README.md')
+    publish(tmp_path / 'tuned.pth.tar', tmp_path / 'out', 'me/mine')
+    card = ModelCard.load(tmp_path / 'out' / 'README.md')
     assert card.data.license == 'bsd-3-clause-clear'
-    assert f'- **Derived from:** weights of the authors, {SOURCES["mobilenext_100"].url}\n' in card.text
-    assert 'The Clear BSD License' in (folder / 'LICENSE').read_text()
+    assert f"- **Derived from:** weights of the paper's authors, {SOURCES['mobilenext_100'].url}\n" in card.text
+    assert 'labels = range(model.num_classes)\n' in card.text
+    assert 'The Clear BSD License' in (tmp_path / 'out' / 'LICENSE').read_text()
 
 
-@pytest.mark.parametrize('dataset', ['me/abc', None])
+@pytest.mark.parametrize('dataset', ['me/pets', None])
 def test_card_of_a_training_run(dataset, tmp_path):
-    """The accuracy that a training run reports is in the card, and read by the Hub where the data has a name there."""
+    """The accuracy that a training run reports is in the card, in words and where the Hub reads it."""
     state = timm.create_model(SMALL, num_classes=3).state_dict()
     torch.save(dict(state_dict=state, args=argparse.Namespace(model=SMALL), metric=81.25), tmp_path / 'best.pth.tar')
-    folder = publish(SMALL, tmp_path / 'best.pth.tar', tmp_path / 'out', repo_id='me/mine', dataset=dataset)
-    card = ModelCard.load(folder / 'README.md')
-    assert '## Results\n\nTop-1 accuracy 81.25 %, as the training run reports it' in card.text
-    assert 'verified' not in card.text  # of the authors' files alone is it known what they should be
-    if dataset:
-        assert card.data.model_name == 'mine'
-        result, = card.data.eval_results
-        assert (result.dataset_type, result.dataset_name, result.metric_name, result.metric_value) == (
-            'me/abc', 'me/abc', 'Top 1 Accuracy', 81.25)
-        assert result.source_name is None
-    else:
-        assert card.data.eval_results is card.data.datasets is card.data.model_name is None
-        assert 'Dataset' not in card.text
+    publish(tmp_path / 'best.pth.tar', tmp_path / 'out', 'me/mine', dataset=dataset)
+    card = ModelCard.load(tmp_path / 'out' / 'README.md')
+    assert '- **Accuracy:** top-1 81.25 %, as the training run reports it for its validation data\n' in card.text
+    assert 'verified' not in card.text  # only of the authors' files is it known what they should be
+    assert card.data.model_name == 'mine'
+    assert card.data.datasets == (dataset and [dataset])
+    result, = card.data.eval_results
+    assert (result.dataset_type, result.metric_name, result.metric_value, result.source_name) == (
+        dataset or 'imagefolder', 'Top 1 Accuracy', 81.25, None)
+
+
+@pytest.mark.parametrize(('said', 'line'), [
+    (None, 'pip install timm-mobilenext\n'),  # from an index
+    (dict(url='https://me.invalid/x.git', vcs_info=dict(vcs='git', commit_id='abc')),
+     "pip install 'git+https://me.invalid/x.git@abc'\n"),
+    (dict(url='file:///home/me/x', dir_info={}), 'needs the Python package `timm-mobilenext` ')])
+def test_installation_in_the_card(said, line, checkpoint, monkeypatch):
+    """The card says how to install the package as the copy that wrote it was installed, if others can do so."""
+    monkeypatch.setattr(Distribution, 'read_text', None, raising=False)
+    monkeypatch.setattr(
+        'timm_mobilenext.weights.publish.distribution',
+        lambda name: argparse.Namespace(read_text=lambda file: said and json.dumps(said)))
+    text = card(load(checkpoint, SMALL), 'me/mine')
+    assert line in text
+    assert ('pip install' in text) == ('pip install' in line)
 
 
 @needs_exporter
@@ -207,10 +220,10 @@ def test_card_of_a_training_run(dataset, tmp_path):
 def test_formats_of_a_function_call(options, checkpoint, tmp_path):
     """The function `publish` writes files for mobile runtimes too, with options of export or with none."""
     options = options and dict(options, keep=True)
-    folder = publish(
-        SMALL, checkpoint, tmp_path / 'out', repo_id='me/mine', license='mit', formats=['torchscript'],
+    publish(
+        checkpoint, tmp_path / 'out', 'me/mine', model=SMALL, license='mit', formats=['torchscript'],
         export_options=options)
-    about = json.loads((folder / 'model.json').read_text())
+    about = json.loads((tmp_path / 'out' / 'model.json').read_text())
     assert about['files'][0]['input_size'] == [3, *[32 if options else 224] * 2]
 
 
@@ -218,40 +231,33 @@ def test_card_of_files(checkpoint):
     """Files for mobile runtimes are in the card with precision, size in MB, check and the shape of what they take."""
     files = [Exported(Path(f'out/model{precision}.onnx'), 'onnx', 'fp32', (3, 64, 48), 1_234_567, note='not checked')
              for precision in ('', '.int8')]
-    text = card(load(SMALL, checkpoint), 'me/mine', exported=files)
+    converted = load(checkpoint, SMALL)
+    text = card(converted, 'me/mine', exported=files)
     assert '| `model.onnx` | fp32 | 1.23 | not checked |\n| `model.int8.onnx` | fp32 | 1.23 | not checked |\n' in text
     assert "timm's transform makes it, (1, 3, 64, 48), and return logits" in text
     assert "load(hf_hub_download('me/mine', 'model.onnx'))\nlogits = run(np.zeros((1, 3, 64, 48), np.float32))" in text
-    assert 'mobile runtimes' not in card(load(SMALL, checkpoint), 'me/mine')
+    assert 'mobile runtimes' not in card(converted, 'me/mine')
 
 
-def test_nothing_is_uploaded_unasked(server, client, checkpoint):
-    """Without --push the command makes the folder, says so, and talks to nobody."""
-    out = client.run(PUBLISH.format([SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine']))
-    assert out.endswith('Nothing was uploaded: --push does it.')
-    assert server.log == []
-
-
-def test_hub_refuses(server, client, checkpoint):
+def test_hub_refuses(server, client, args):
     """A Hub that does not answer ends the command with its message; the folder is there to be pushed later."""
     server.server_close()
-    args = [SMALL, str(checkpoint), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push']
-    error = client.fail(f"__import__('timm_mobilenext.weights.publish').publish.main({args})")
+    error = client.fail(REFUSED.format([*args, '--license', 'mit', '--push']))
     assert re.search(r'SystemExit: error: .*(refused|10061).*\nmine was not uploaded to me/mine\.', error)
     assert '`hf upload me/mine mine`' in error
     assert (client.folder / 'mine' / 'model.safetensors').exists()
 
 
-def test_repository_has_to_be_named(checkpoint, tmp_path):
-    """A model of one's own needs the name of a repository, before anything is written."""
-    with pytest.raises(SystemExit, match=r'none of the authors. files: name its repository'):
-        main([SMALL, str(checkpoint), '--output', str(tmp_path / 'mine')])
+@pytest.mark.parametrize(('more', 'message'), [
+    ([], r'error: The card needs the name of a repository: --repo-id OWNER/NAME\.'),
+    (['--repo-id', 'mine'], r'error: mine is not the name of a repository on the Hub: give OWNER/NAME \(--repo-id\)'),
+    (['--repo-id', 'me/mine', '--int8'], '2'),  # without --format
+    (['--repo-id', 'me/mine', '--model', 'resnet18'], r'error: .* is not a MobileNeXt: publish other models with timm\.'),
+])
+def test_slips(more, message, checkpoint, tmp_path):
+    """A repository without a name or an owner, and what this is not for, are refused before anything is written."""
+    if 'resnet18' in more:
+        torch.save(timm.create_model('resnet18', num_classes=3).state_dict(), checkpoint)
+    with pytest.raises(SystemExit, match=message):
+        main([str(checkpoint), '--model', SMALL, '--output', str(tmp_path / 'mine'), *more])
     assert not (tmp_path / 'mine').exists()
-    assert timm.create_model(SMALL, checkpoint_path=str(checkpoint), num_classes=3).num_classes == 3
-
-
-def test_options_of_files_need_formats(checkpoint, capsys):
-    """Options of files for mobile runtimes are an error where no files were asked for."""
-    with pytest.raises(SystemExit):
-        main([SMALL, str(checkpoint), '--int8'])
-    assert 'name their --formats' in capsys.readouterr().err

@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
-from timm.models import parse_model_name
 from tqdm import tqdm
 
 from timm_mobilenext import __version__
 from timm_mobilenext.cli import ModelKwargs, clear_errors, new_folder, read_label_names
-from timm_mobilenext.weights.convert import Converted, save
-from timm_mobilenext.weights.convert import load as load_checkpoint
+from timm_mobilenext.weights.convert import Converted, load, save
 from timm_mobilenext.deploy.runtimes import RUNTIMES, Run, Runtime
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -72,39 +69,6 @@ class Exported:
             found.append(f'logits within {self.largest_difference:.1e} of their standard deviation')
             found += [] if self.images else ['on noise']
         return ', '.join(found + [self.note] * bool(self.note))
-
-
-def load(source: str | Path, model: str | None = None, model_kwargs: dict[str, Any] | None = None) -> Converted:
-    """Load what is to be exported, with weights.
-
-    Args:
-        source: A model name of timm, a converted folder, `hf-hub:OWNER/NAME` or a checkpoint.
-        model: Name of the architecture of a checkpoint; those of train.py say it, others do not.
-        model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
-
-    Raises:
-        OSError, ValueError, RuntimeError: If there is no such model, it has no weights, or they are of another.
-    """
-    path, model_kwargs = Path(source), model_kwargs or {}
-    if path.is_file():
-        return load_checkpoint(model, path, model_kwargs=model_kwargs)
-    if model:
-        raise ValueError(f'--model {model} names the architecture of a checkpoint, but {source!r} is no file.')
-    name = f'local-dir:{path}' if path.is_dir() else str(source)
-    kind, place = parse_model_name(name)
-    if kind == 'local-dir' and not Path(place, 'config.json').is_file():
-        raise FileNotFoundError(f'{place} is no converted folder: there is no config.json in it.')
-    if kind is None and not timm.is_model(name):
-        near = ', '.join(timm.list_models(module='mobilenext'))
-        raise ValueError(
-            f'{name!r} is no model name, folder or file: expected one of {near}, another of timm, a converted folder, '
-            'hf-hub:OWNER/NAME or a checkpoint.')
-    network: Any = timm.create_model(name, pretrained=True, **model_kwargs).eval()
-    origin = {key: network.pretrained_cfg.get(key) for key in ('architecture', 'license')}
-    said = Path(place).resolve().name if kind == 'local-dir' else name  # not where it lies: files go out into the world
-    return Converted(
-        network, model_kwargs,
-        {'source': said, **{key: text for key, text in origin.items() if text}})
 
 
 def read_images(folder: str | Path, data_config: dict[str, Any], count: int) -> np.ndarray:

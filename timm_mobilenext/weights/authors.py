@@ -11,9 +11,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn as nn
 
 LICENSE = 'bsd-3-clause-clear'  # of the weights; the text is in the file LICENSE
+HUB_OWNER = 'timm-mobilenext'  # of the repositories on the Hub that a release publishes
 COMMIT = '195ee737952e2f8d729a14b51651748caf35794c'
 _TREE = f'https://github.com/zhoudaquan/rethinking_bottleneck_design/raw/{COMMIT}'
 
@@ -31,7 +33,7 @@ class Source:
         ema: Whether the accuracies are those of the weights' exponential moving average.
         owner: Whose file it is, in the genitive.
         license: Licence of the weights, as the Hub spells it.
-        reported: Who reports the accuracies, and of what.
+        reported: By whom the accuracies are reported, and of what.
         page: Address of that report, by default the folder of the file.
     """
 
@@ -42,7 +44,7 @@ class Source:
     ema: bool = False
     owner: str = "the authors'"
     license: str = LICENSE
-    reported: str = 'the training logs of the authors (means over their processes)'
+    reported: str = "by the authors' training log"
     page: str = ''
 
     @property
@@ -56,27 +58,6 @@ class Source:
         if self.blob is None:
             return self.url.split('/')[-1]
         return f'mobilenext-{self.url.split("/")[-2]}-{self.blob[:8]}.pth.tar'
-
-    def __str__(self) -> str:
-        return f'{self.owner[:1].upper()}{self.owner[1:]} file {self.url}'
-
-    def weights(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """Return the state dict of the file that the reported accuracy belongs to, with the keys of the file.
-
-        Args:
-            checkpoint: What the file holds.
-
-        Raises:
-            RuntimeError: If it does not hold it.
-        """
-        if self.url.endswith('.pdparams'):  # paddle.save of a state dict and nothing else
-            return checkpoint
-        key = 'state_dict_ema' if self.ema else 'state_dict'
-        if not isinstance(checkpoint.get(key), dict):
-            raise RuntimeError(
-                f'{self} has {", ".join(map(str, checkpoint))}, expected {key}: the reported {self.top1} % are of it. '
-                'Please report this, with the names that it has.')
-        return checkpoint[key]
 
 
 # The summary.csv of the first two is of the raw weights (model_ema: false in args.yaml), of the others of the EMA's.
@@ -98,6 +79,7 @@ SOURCES = {
         '2a7772ab796a0b6598068e1755ce3378a0c10f1d', 76.788, 93.178, ema=True),
 }
 
+
 # Weights that others trained, by the names that they have in timm. The address is PaddleClas's; flytocc, who trained
 # this architecture in PaddlePaddle and gave it to PaddleClas (pull request 2734), reports the accuracy of a file that
 # lies elsewhere, and neither says that it is the same. The licence is that of PaddleClas, whose file it is;
@@ -106,16 +88,16 @@ REPRODUCTIONS = {
     'mobilenext_100.paddle_in1k': Source(
         'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/MobileNeXt_x1_0_pretrained.pdparams',
         None, 74.022, None, owner="PaddleClas's", license='apache-2.0',
-        reported='flytocc (of `checkpoint-best.pd`, which PaddleClas does not say its file is)',
+        reported='by flytocc, of a file that PaddleClas does not say is this one',
         page='https://github.com/flytocc/MobileNeXt-paddle'),
 }
 
 
 def find_source(name: str) -> Source | None:
-    """Return the file that the weights of a model name come from, None if nobody published it.
+    """Return the file that pretrained weights come from, None if there is none.
 
     Args:
-        name: Name of an architecture, with a tag or without.
+        name: Name of a model, with the tag of the weights or without.
     """
     architecture, _, tag = name.partition('.')
     return SOURCES.get(architecture) if tag in ('', 'in1k') else REPRODUCTIONS.get(name)
@@ -229,6 +211,62 @@ def from_official(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
             value = value.t()
         out[key if name is None else f'{name}.{_PADDLE.get(leaf, leaf)}'] = value
     return out
+
+
+def _known_misfit(state_dict: dict[str, Any], model: nn.Module, first_conv: str) -> str:
+    """Return why the keys of a state dict are not the model's, '' if that is not one of the two usual reasons."""
+    for sign in (f'{first_conv}.weight', *_SIGNS):
+        prefix = next((key.removesuffix(sign) for key in state_dict if key.endswith(f'.{sign}')), '')
+        if prefix and sign not in state_dict:
+            return (
+                f'The keys of the checkpoint begin with {prefix!r}, which a wrapper of the model added. Load '
+                f'{{key.removeprefix({prefix!r}): value for key, value in state_dict.items()}}.')
+    if f'{first_conv}.bias' in state_dict and f'{first_conv}.bias' not in model.state_dict():
+        return (
+            'The checkpoint is of a folded network (timm.utils.reparameterize_model): its batch norms are part of the '
+            'convs, which cannot be undone. Load the checkpoint from before, or fold a new model and load it there.')
+    return ''
+
+
+def check_fit(state_dict: dict[str, Any], model: nn.Module, first_conv: str, classifier: str) -> None:
+    """Raise an error unless a state dict has the model's keys and shapes, except for what timm adapts.
+
+    timm loads with strict=False where classes or features differ, which would take any checkpoint at all in silence.
+    Can be removed when timm's `load_pretrained` checks all but the classifier and the input channels.
+
+    Args:
+        state_dict: A state dict in the model's layout.
+        model: The model.
+        first_conv: Name of the conv whose input channels timm adapts.
+        classifier: Name of the layer whose classes timm adapts.
+
+    Raises:
+        RuntimeError: If other keys or shapes differ.
+    """
+    def first(keys: list[str]) -> str:
+        return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
+
+    def shape(key: str, tensor: torch.Tensor) -> tuple[int, ...]:
+        full = tuple(tensor.shape)
+        return full[:1] + full[2:] if key == f'{first_conv}.weight' else full
+
+    def rest(state: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in state.items() if not key.startswith(f'{classifier}.')}
+
+    expected, found = rest(model.state_dict()), rest(state_dict)
+    unknown = [key for key in found if key not in expected]
+    missing = [key for key in expected if key not in found and not key.endswith('num_batches_tracked')]
+    if unknown or missing:
+        raise RuntimeError(_known_misfit(state_dict, model, first_conv) or (
+            f'The checkpoint is not of this {type(model).__name__}:'
+            + (f' it has {first(unknown)}, which the model does not have;' if unknown else '')
+            + (f' it lacks {first(missing)};' if missing else '')
+            + ' expected the keys of the same architecture. Create the one that the checkpoint was made from.'))
+    for key, value in found.items():
+        if shape(key, value) != shape(key, expected[key]):
+            raise RuntimeError(
+                f'The checkpoint is of another width or architecture: {key} has shape {tuple(value.shape)}, expected '
+                f'{tuple(expected[key].shape)}. Create the architecture or width that the checkpoint was made from.')
 
 
 # Their detector: https://github.com/houqb/ssdlite-pytorch-mobilenext, ssd/modeling/backbone/mobilenext.py. Its backbone

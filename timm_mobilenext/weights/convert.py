@@ -1,14 +1,14 @@
-"""Convert a checkpoint to a folder that timm and transformers load: the authors' files, and what train.py wrote.
+"""Convert weights to a folder that timm and transformers load.
 
-    python -m timm_mobilenext convert mobilenext_100                           # downloads the authors' file
-    python -m timm_mobilenext convert mobilenext_100 model_best.pth.tar        # theirs or one of your own
+    python -m timm_mobilenext convert mobilenext_100 --output folder           # the authors' file, verified
+    python -m timm_mobilenext convert model_best.pth.tar --output folder       # a checkpoint of train.py
+    python -m timm_mobilenext convert weights.pth --model mobilenext_050 --output folder
 
-What else there is to say: --help.
+SOURCE is a model name with weights, a checkpoint, a converted folder, or hf-hub:OWNER/NAME.
 """
 import argparse
-import contextlib
+import difflib
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +19,24 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
-from timm.models import split_model_name_tag
+from timm.models import is_model, parse_model_name, split_model_name_tag
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
-from timm_mobilenext import __version__
-from timm_mobilenext.cli import ModelKwargs, clear_errors, new_folder, read_label_names
-from timm_mobilenext.weights.authors import LICENSE, SOURCES, Source, find_source
-from timm_mobilenext.mobilenext import MobileNeXt, checkpoint_filter_fn
+from timm_mobilenext import __version__, cli
+from timm_mobilenext.mobilenext import checkpoint_filter_fn
+from timm_mobilenext.weights.authors import HUB_OWNER, REPRODUCTIONS, SOURCES, Source, check_fit, find_source
 from timm_mobilenext.weights.download import WEIGHTS_NAME, fetch, git_blob_id, read
 
 
 @dataclass
 class Converted:
-    """A checkpoint as a model, and where it comes from.
+    """A model with weights, and where they come from.
 
     Attributes:
-        model: The MobileNeXt with the checkpoint's weights, in evaluation mode.
+        model: The model, in evaluation mode.
         model_args: Arguments of the model that are not the architecture's.
-        provenance: What the header of the converted file says of its origin.
-        source: The authors' file, None if it is none of theirs.
+        provenance: Where the weights come from, as the header of the converted file says it.
+        source: The file of the authors or of PaddleClas, None for other weights.
         top1: Top-1 accuracy in % that the authors or the training run report, where they do.
     """
 
@@ -47,153 +47,158 @@ class Converted:
     top1: float | None = None
 
 
-_MODEL_KWARGS = sorted({*MobileNeXt.__init__.__annotations__, 'bn_eps', 'bn_momentum'} - {'return', 'device', 'dtype'})
-
-
-def _plain(args: object) -> dict[str, Any]:
-    """Return those arguments of train.py that are plain values, none if there are no such arguments."""
-    plain = {}
-    for key, value in vars(args).items() if isinstance(args, argparse.Namespace) else ():
-        with contextlib.suppress(RecursionError, TypeError, ValueError):
-            json.dumps(value)
-            plain[key] = value
-    return plain
-
-
-def _origin(path: Path, args: dict[str, Any]) -> dict[str, str]:
-    """Return what a checkpoint says of its licence, and of the authors' file that its weights come from.
-
-    Args:
-        path: The file. A converted one says it in its header.
-        args: The arguments of train.py in it. That started from the authors' weights if it was told to take pretrained
-            ones, by the name that they are registered under and from no other file.
-    """
-    header: dict[str, str] = {}
-    if path.suffix == '.safetensors':
-        with safe_open(path, 'pt') as file:
-            header = file.metadata() or {}
-    model = str(args.get('model') or '').removeprefix('hf-hub:').removeprefix('timm-mobilenext/')
-    started_from = SOURCES.get(split_model_name_tag(model)[0])
-    urls = {source.url for source in SOURCES.values()}
-    if args.get('pretrained') and started_from and not (args.get('pretrained_path') or args.get('initial_checkpoint')):
-        derived_from: str | None = started_from.url
-    else:
-        derived_from = next((header[key] for key in ('derived_from', 'source') if header.get(key) in urls), None)
-    license = header.get('license') or (LICENSE if derived_from else None)
-    return {key: text for key, text in (('derived_from', derived_from), ('license', license)) if text}
-
-
 def load(
-        architecture: str | None,
-        checkpoint: str | Path | None = None,
-        *,
+        source: str | Path,
+        model: str | None = None,
         model_kwargs: dict[str, Any] | None = None,
         license: str | None = None,
         cache_dir: str | Path | None = None,
 ) -> Converted:
-    """Load a checkpoint of any supported layout into a model.
-
-    Number of classes and input channels are those of the weights. Of a checkpoint of train.py the EMA weights are
-    taken where it has them, and its arguments for the model and the images.
+    """Load what a command names, with weights.
 
     Args:
-        architecture: Name of the architecture, None for the one that the checkpoint says it is of. With the tag of
-            weights that are not the authors', the file is taken for those.
-        checkpoint: The file, None for the authors' own, or that of the tag, which is downloaded.
+        source: A checkpoint of train.py, of any model of timm, or a state dict; a converted folder; hf-hub:OWNER/NAME;
+            or the name of a model with weights. Those of the paper's authors are taken from their file, verified.
+        model: Name of the architecture of a checkpoint that does not name its own. A .pdparams file is taken for
+            PaddleClas's if it has the tag of those weights.
         model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
-        license: Licence of the weights, where they are not the authors' own file. None for what the checkpoint says:
-            the authors' if its weights were fine-tuned from theirs, that of a converted file, else none.
-        cache_dir: Where downloads are kept, by default in the cache of torch.hub.
+        license: Licence of the weights, as the Hub spells it, where the source does not tell.
+        cache_dir: Folder of the caches, by default those of the Hub's client and of torch.hub.
 
     Raises:
-        OSError: If the file is not there or cannot be downloaded.
-        ValueError: If there is no such architecture, the checkpoint is of another, or of which is not known.
-        RuntimeError: If the file is damaged, unsafe, or does not fit the model.
+        OSError: If a file is unavailable.
+        ValueError: If there is no such source, or its architecture is unknown or another one.
+        RuntimeError: If there are no weights, or they are damaged, unsafe or of another model.
     """
-    architectures = timm.list_models(module='mobilenext')
-    named = find_source(architecture) if architecture is not None else None
-    tag = None
-    if architecture is not None:
-        architecture, tag = split_model_name_tag(architecture)
-        if architecture not in architectures:
-            raise ValueError(f'There is no {architecture!r}: expected one of {", ".join(architectures)}.')
-    if checkpoint is not None:
-        path = Path(checkpoint)
-    elif named:
-        path = fetch(named, cache_dir)
-    else:
-        wanted = f'{architecture}.{tag}' if tag else architecture
+    name, model_kwargs = str(source), dict(model_kwargs or {})
+    if Path(source).is_file():
+        return _load_checkpoint(Path(source), model, model_kwargs, license)
+    if model:
+        raise ValueError(f'There is no checkpoint {name}, and --model {model} names the architecture of one.')
+    if Path(source, 'config.json').is_file():
+        name = f'local-dir:{name}'
+    if not name.startswith(('hf-hub:', 'local-dir:')) and not is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(module='mobilenext'), 1)
         raise ValueError(
-            f'The authors published no weights of {wanted}, only of {", ".join(SOURCES)}: give a checkpoint.')
-    blob = git_blob_id(path)
-    theirs = {source.blob: name for name, source in SOURCES.items()}.get(blob)
-    source = SOURCES[theirs] if theirs else None
-    if named and named.blob is None and path.suffix == '.pdparams':  # there is nothing to know the file by
-        source, theirs = named, architecture
-    args: dict[str, Any] = {}
-    top1 = None
-    weights = read(path)
-    if source:
-        weights, trained = source.weights(weights), theirs
-        top1 = source.top1
-        origin = dict(license=source.license)
-    else:
-        args = _plain(weights.get('args'))
-        origin = _origin(path, args) | (dict(license=license) if license else {})
-        trained = split_model_name_tag(str(args.get('model') or '').rpartition('/')[2])[0]
-        if isinstance(weights.get('metric'), float) and args.get('eval_metric', 'top1') == 'top1':
-            top1 = weights['metric']
-    if architecture is None:
-        if trained is None or trained not in architectures:
-            said = f'is of {trained!r}' if trained else 'does not say of which architecture it is'
-            raise ValueError(f'{path} {said}: expected one of {", ".join(architectures)}. Name it (--model).')
-        architecture = trained
-    elif trained in architectures and trained != architecture:
-        raise ValueError(
-            f'{path} holds {trained}, which {architecture} may load without an error and answer wrongly. Convert it as '
-            f'{trained}.')
+            f'There is no model, file or converted folder {name}.' + (f' Did you mean {near[0]}?' if near else '')
+            + f' Give a {cli.SOURCES}.')
+    authors = find_source(name)
+    if authors:
+        return _load_checkpoint(fetch(authors, cache_dir), name, model_kwargs)
+    return _load_named(name, model_kwargs, license, cache_dir)
 
-    trained_kwargs = args.get('model_kwargs')
-    model_kwargs = {**(trained_kwargs if isinstance(trained_kwargs, dict) else {}), **(model_kwargs or {})}
-    if args.get('gp'):
-        model_kwargs.setdefault('global_pool', args['gp'])
-    for key in model_kwargs:
-        if key not in _MODEL_KWARGS:  # of create_model's own arguments, some name files and addresses
-            raise ValueError(f'{key}={model_kwargs[key]!r} is no argument of a model: expected some of '
-                             f'{", ".join(_MODEL_KWARGS)}.')
-    model: Any = timm.create_model(architecture, device='meta', **model_kwargs)
-    weights = checkpoint_filter_fn(weights, model)
-    model_kwargs['in_chans'] = weights['stem.conv.weight'].shape[1]
-    classifier = weights.get('classifier.weight')
-    if classifier is not None and classifier.ndim != 2:
-        raise RuntimeError(
-            f'{path} has a classifier of weights {tuple(classifier.shape)}: expected a row of them for each class.')
-    model_kwargs['num_classes'] = 0 if classifier is None else len(classifier)
-    model = timm.create_model(f'{architecture}.{tag}' if source and tag else architecture, **model_kwargs).eval()
-    model.load_state_dict(weights)
-    model.pretrained_cfg['input_size'] = (model_kwargs['in_chans'], *model.pretrained_cfg['input_size'][1:])
-    if source is None:
-        # timm repeats one value of mean or std for as many channels as the arguments say
-        args['in_chans'] = model.in_chans
-        if isinstance(args.get('input_size'), (list, tuple)):
-            args['input_size'] = [model.in_chans, *args['input_size'][1:]]
-        try:
-            images = resolve_data_config(args, model=model)
-            math.fsum((*images['input_size'], *images['mean'], *images['std'], images['crop_pct']))  # or a TypeError
-        except (AssertionError, OverflowError, TypeError, ValueError) as error:
-            raise ValueError(
-                f'{path} says of its images what train.py does not: {type(error).__name__}: {error}. Expected numbers '
-                'under img_size, input_size, mean, std and crop_pct. Save the checkpoint without its args.') from error
-        model.pretrained_cfg.update(images, license=origin.get('license'))
-        model.pretrained_cfg.pop('tag', None)
-    provenance = {
-        'architecture': architecture,
-        'source': source.url if source else path.name,
-        'git_blob_id': blob,
-        'converter': f'timm-mobilenext {__version__}',
-        **origin,
-    }
-    return Converted(model, model_kwargs, provenance, source, top1)
+
+def _load_named(
+        name: str, model_kwargs: dict[str, Any], license: str | None, cache_dir: str | Path | None) -> Converted:
+    """Load what timm has under a name: a folder, a repository on the Hub or a registered model."""
+    kind, place = parse_model_name(name)
+    network: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **model_kwargs).eval()
+    origin = {'source': name, 'license': network.pretrained_cfg.get('license')}
+    if kind == 'hf-hub':
+        model_kwargs = load_model_config_from_hf(place, cache_dir=cache_dir)[2] | model_kwargs
+    elif kind == 'local-dir':
+        model_kwargs = load_model_config_from_path(place)[2] | model_kwargs
+        origin['source'] = Path(place).resolve().name  # not where it lies: the files are passed on
+        file = Path(place, WEIGHTS_NAME)
+        if file.is_file():
+            origin |= {'git_blob_id': git_blob_id(file), **_origin(_said_beside(file))}
+    return Converted(network, model_kwargs, _provenance(
+        network.pretrained_cfg['architecture'], **origin | ({'license': license} if license else {})))
+
+
+def _load_checkpoint(
+        path: Path, model: str | None, model_kwargs: dict[str, Any], license: str | None = None) -> Converted:
+    """Load a checkpoint: its weights, and what train.py says in it of the model and of the images."""
+    blob = git_blob_id(path)
+    known, source = next(((name, its) for name, its in SOURCES.items() if its.blob == blob), (None, None))
+    if path.suffix == '.pdparams' and model in REPRODUCTIONS:  # of which there is no digest
+        known, source = model, REPRODUCTIONS[model]
+    weights = read(path, use_ema=source is None or source.ema)
+    said = {} if source else _said_beside(path)
+    args = said.get('args', {})
+    architecture = _architecture(path, known or said.get('architecture') or args.get('model'), model)
+    renamed = {'global_pool': 'gp', 'bn_eps': 'bn_eps', 'bn_momentum': 'bn_momentum'}
+    said_kwargs = {key: args[arg] for key, arg in renamed.items() if args.get(arg) is not None}
+    model_kwargs = {**(args.get('model_kwargs') or {}), **said_kwargs, **model_kwargs}
+    network = _build(known or architecture, weights, args, model_kwargs)
+    if source:
+        provenance = _provenance(architecture, source=source.url, git_blob_id=blob, license=source.license)
+        return Converted(network, model_kwargs, provenance, source, source.top1)
+    origin = _origin(said) | ({'license': license} if license else {})
+    images = resolve_data_config({**args, 'in_chans': model_kwargs['in_chans']}, model=network)
+    network.pretrained_cfg.update(images, license=origin.get('license'))
+    network.pretrained_cfg.pop('tag', None)
+    is_top1 = isinstance(said.get('metric'), float) and args.get('eval_metric', 'top1') == 'top1'
+    provenance = _provenance(architecture, source=path.name, git_blob_id=blob, **origin)
+    return Converted(network, model_kwargs, provenance, top1=said['metric'] if is_top1 else None)
+
+
+def _said_beside(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says beside its weights: the header of a safetensors file, or what train.py saved."""
+    if path.suffix == '.pdparams':
+        return {}
+    if path.suffix == '.safetensors':
+        with safe_open(path, 'pt') as file:
+            return file.metadata() or {}
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        said = torch.load(path, map_location='cpu', weights_only=True)
+    return {**said, 'args': vars(said['args']) if isinstance(said.get('args'), argparse.Namespace) else {}}
+
+
+def _architecture(path: Path, trained: str | None, model: str | None) -> str:
+    """Return the architecture of a checkpoint, which says that it is of `trained` where the user may say `model`."""
+    trained, model = (split_model_name_tag(str(name or '').rpartition('/')[2])[0] for name in (trained, model))
+    if model and not is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), 1)
+        raise ValueError(f'There is no model {model} (--model).' + (f' Did you mean {near[0]}?' if near else ''))
+    if not is_model(trained):
+        if not model:
+            raise ValueError(f'{path} does not say which architecture it is of. Name it, e.g. --model mobilenext_050.')
+        return model
+    if model and model != trained:
+        raise ValueError(f'{path} is of {trained}, not of {model}: give --model {trained}, or leave it out.')
+    return trained
+
+
+def _build(architecture: str, weights: dict[str, Any], args: dict[str, Any], model_kwargs: dict[str, Any]) -> Any:
+    """Create the model of a checkpoint and load it; adds the input channels and classes to `model_kwargs`."""
+    if split_model_name_tag(architecture)[0] in timm.list_models(module='mobilenext'):  # others: timm's own layout
+        empty: Any = timm.create_model(architecture, device='meta', **model_kwargs)
+        weights = checkpoint_filter_fn(weights, empty)
+    cfg: Any = timm.get_pretrained_cfg(architecture)
+    stem, classifier = (weights.get(f'{layer}.weight') for layer in (cfg.first_conv, cfg.classifier))
+    in_chans = args.get('in_chans') or next(iter(args.get('input_size') or ()), None)  # as train.py decides it
+    model_kwargs['in_chans'] = in_chans or (3 if 'in_chans' in args or stem is None else stem.shape[1])
+    model_kwargs['num_classes'] = args.get('num_classes')
+    if model_kwargs['num_classes'] is None:
+        model_kwargs['num_classes'] = 0 if classifier is None else len(classifier)
+    network: Any = timm.create_model(architecture, **model_kwargs).eval()
+    check_fit(weights, network, str(cfg.first_conv), str(cfg.classifier))
+    network.load_state_dict(weights)
+    network.pretrained_cfg['input_size'] = (model_kwargs['in_chans'], *network.pretrained_cfg['input_size'][1:])
+    return network
+
+
+def _origin(said: dict[str, Any]) -> dict[str, str]:
+    """Return the licence that a checkpoint says its weights have, and the known file that they were fine-tuned from.
+
+    A converted file names both. train.py started from that file if it was told to take pretrained ones, by
+    the name that they are registered under and from no other file.
+    """
+    args = said.get('args', {})
+    name = str(args.get('model') or '').removeprefix('hf-hub:').removeprefix(f'{HUB_OWNER}/').partition('@')[0]
+    started_from = find_source(name)
+    licenses = {its.url: its.license for its in (*SOURCES.values(), *REPRODUCTIONS.values())}
+    derived_from = next((said[key] for key in ('derived_from', 'source') if said.get(key) in licenses), '')
+    if args.get('pretrained') and started_from and not (args.get('pretrained_path') or args.get('initial_checkpoint')):
+        derived_from = started_from.url
+    license = said.get('license') or licenses.get(derived_from)
+    return {key: text for key, text in (('derived_from', derived_from), ('license', license)) if text}
+
+
+def _provenance(architecture: str, **origin: str | None) -> dict[str, str]:
+    known = {key: text for key, text in origin.items() if text}
+    return {'architecture': architecture, 'converter': f'timm-mobilenext {__version__}', **known}
 
 
 def save(converted: Converted, folder: Path, label_names: list[str] | None = None) -> None:
@@ -202,19 +207,22 @@ def save(converted: Converted, folder: Path, label_names: list[str] | None = Non
     Args:
         converted: The model and its provenance.
         folder: An empty folder.
-        label_names: Names of the classes in the order of the logits; None for ImageNet-1k, whose names timm and
-            transformers know.
+        label_names: Names of the classes in the order of the logits; None for those of the model's config. timm and
+            transformers know the names of ImageNet-1k.
 
     Raises:
         ValueError: If there are not as many names as classes.
         RuntimeError: If timm does not read the same weights back.
     """
     model = converted.model
-    if label_names is not None and len(label_names) != model.num_classes:
-        raise ValueError(f'There are {len(label_names)} label names, expected {model.num_classes}, one for each class.')
-    labels = dict(label_names=label_names) if label_names else None
+    if label_names is not None:
+        if len(label_names) != model.num_classes:
+            raise ValueError(f'There are {len(label_names)} label names for {model.num_classes} classes: give one each.')
+        model.pretrained_cfg['label_names'] = label_names
+    labels = model.pretrained_cfg.get('label_names')
     timm.models.save_for_hf(
-        model, str(folder), safe_serialization=True, model_config=labels, model_args=converted.model_args)
+        model, str(folder), safe_serialization=True, model_config={'label_names': labels} if labels else None,
+        model_args=converted.model_args)
     # once more, with the provenance that timm has no place for; transformers asks for the format
     save_file(model.state_dict(), folder / WEIGHTS_NAME, metadata={'format': 'pt', **converted.provenance})
     config_file = folder / 'config.json'
@@ -233,21 +241,14 @@ def save(converted: Converted, folder: Path, label_names: list[str] | None = Non
 
 
 def convert(
-        architecture: str,
-        checkpoint: str | Path | None = None,
-        output: str | Path | None = None,
-        *,
-        label_names: list[str] | None = None,
-        **kwargs: Any,
-) -> Path:
-    """Convert a checkpoint to a folder with `model.safetensors` and `config.json`.
+        source: str | Path, output: str | Path, *, label_names: list[str] | None = None, **kwargs: Any) -> Path:
+    """Convert weights to a folder with `model.safetensors` and `config.json`.
 
     Args:
-        architecture: Name of the architecture.
-        checkpoint: The file, None for the authors' own, which is downloaded.
-        output: The folder, by default the architecture's name.
+        source: See `load`.
+        output: The folder, a new one.
         label_names: See `save`.
-        **kwargs: See `load`.
+        **kwargs: The other arguments of `load`.
 
     Returns:
         The folder. timm loads it as `local-dir:FOLDER`, and its weights with `checkpoint_path=`.
@@ -255,47 +256,18 @@ def convert(
     Raises:
         OSError, ValueError, RuntimeError: See `load` and `save`; nothing is left behind then.
     """
-    output = Path(output or architecture)
-    with new_folder(output) as folder:
-        save(load(architecture, checkpoint, **kwargs), folder, label_names)
-    return output
-
-
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Return a command line parser with the arguments of all conversions.
-
-    Args:
-        command: Name of the command.
-        description: What it does.
-    """
-    parser = argparse.ArgumentParser(
-        f'python -m timm_mobilenext {command}', description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('architecture', help='name of the architecture')
-    parser.add_argument('checkpoint', nargs='?', help="checkpoint file; without it the authors' own is downloaded")
-    parser.add_argument('--output', '-o', metavar='DIR', help="new folder (default: the architecture's name)")
-    parser.add_argument('--label-names', metavar='FILE', help='text file with the names of the classes, one a line')
-    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ModelKwargs, metavar='KEY=VALUE',
-                        help='arguments of the model, such as width_mult=1.1')
-    parser.add_argument('--license', metavar='ID', help=(
-        'licence of the weights, as the Hub spells it (default: that of the authors where the checkpoint is theirs or '
-        'says that it was fine-tuned from theirs, else none)'))
-    parser.add_argument('--cache-dir', metavar='DIR', help='where downloads are kept')
-    return parser
-
-
-def arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the parser of all conversions read, as the arguments of `convert`."""
-    return dict(
-        architecture=args.architecture, checkpoint=args.checkpoint, output=args.output, model_kwargs=args.model_kwargs,
-        license=args.license, cache_dir=args.cache_dir, label_names=read_label_names(args.label_names))
+    with cli.new_folder(output) as folder:
+        save(load(source, **kwargs), folder, label_names)
+    return Path(output)
 
 
 def main(argv: list[str]) -> int:
     """Run `python -m timm_mobilenext convert` with these arguments."""
-    args = parser('convert', __doc__ or '').parse_args(argv)
-    with clear_errors():
-        folder = convert(**arguments(args))
-    print(f"{folder}: timm.create_model('local-dir:{folder}', pretrained=True), or "
-          f"checkpoint_path='{folder / WEIGHTS_NAME}' where a script takes a file")
+    command = cli.parser('convert', __doc__)
+    cli.add_weights(command)
+    args = command.parse_args(argv)
+    with cli.clear_errors():
+        folder = convert(**cli.chosen(args))
+        print(f"{folder}: timm.create_model('local-dir:{folder}', pretrained=True), or "
+              f"checkpoint_path='{folder / WEIGHTS_NAME}' where a script takes a file")
     return 0

@@ -1,48 +1,148 @@
-"""Where pretrained weights are: in caches, on the Hugging Face Hub, in the files that the authors committed.
+"""Where pretrained weights come from: `locate` decides, `_builder` takes them from there, and `doctor` prints it.
 
-An authors' file is downloaded, and verified against its git blob id before anything of it is unpickled; of PaddleClas's
-no digest is known. _builder.py decides which of the places weights are taken from.
+What a user names is timm's matter. For the registered weights the Hub is asked only for the commit that a release pins,
+and a file of the paper's authors is verified against its git blob id before anything of it is read. Of PaddleClas's
+file no digest is known.
 """
-import argparse
-import contextlib
 import hashlib
 import http.client
 import logging
 import os
 import pickle
-import pickletools
 import re
-import socket
 import tempfile
 import threading
-import time
-import urllib.error
 import urllib.request
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError, \
-    RepositoryNotFoundError, RevisionNotFoundError
-from safetensors.torch import load_file
+from tqdm import tqdm
 
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
+from timm.models._helpers import load_state_dict
 from timm.models._hub import hf_split
 
-from timm_mobilenext.weights.authors import Source, find_source
+from timm_mobilenext.weights.authors import SOURCES, Source, find_source
 
 _logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = 'model.safetensors'  # the one weight file that is taken from the Hub
-# Longest wait for a sign of life of a server: enough for a first packet that has to be sent three times. What a server
-# then takes to answer is another matter, and no matter for this.
-CONNECT_SECONDS = 4.
+CONNECT_SECONDS = 4.  # wait for a connection to each of the two servers: a packet that is lost twice still arrives
 _ATTEMPTS = 3
+
+
+class Place(NamedTuple):
+    """Where the weights of a model come from.
+
+    Attributes:
+        text: In words.
+        read: Returns the state dict, after a download if need be, or raises what a user can do without it. None where
+            timm finds the weights: what the user named.
+    """
+
+    text: str
+    read: Callable[[], dict[str, Any]] | None = None
+
+
+def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Place:
+    """Decide where the weights of a model come from.
+
+    Only what a release has pinned is looked for on the Hub: in its cache, then, if the cache of torch.hub does not have
+    the authors' file either, on its server. Where the Hub does not have it or does not answer, and for all that is not
+    pinned, it is the authors' file: the same weights.
+
+    Args:
+        cfg: The config of the pretrained weights.
+        cache_dir: Folder of the caches, by default those of the Hub's client and of torch.hub.
+    """
+    if cfg.file and not cfg.source and not cfg.state_dict:
+        return Place(f'file ({cfg.file})', partial(read, cfg.file))
+    name = f'{cfg.architecture}.{cfg.tag}'
+    registered = get_arch_pretrained_cfgs(cfg.architecture or '').get(name)
+    if cfg.source or cfg.state_dict or registered is None or (
+            cfg.url, cfg.hf_hub_id) != (registered.url, registered.hf_hub_id):
+        return Place('named by the user')
+    source = find_source(name)
+    if source is None and registered.has_weights:
+        return Place(f'Hub ({cfg.hf_hub_id})')
+    if source is None:
+        return Place('none', partial(_no_weights, str(cfg.architecture)))
+    repo = cfg.hf_hub_id or ''
+    if repo and (cached := hub_cache(repo, cache_dir)):
+        return Place(f'cache of the Hub ({repo})', partial(read, cached))
+    if cached_file(source, cache_dir).exists():
+        return Place(f'cache of torch.hub, {_whose(source)} ({source.name})', partial(_from_authors, source, cache_dir))
+    if constants.HF_HUB_OFFLINE:
+        return Place('not cached, and HF_HUB_OFFLINE is set', partial(_from_authors, source, cache_dir))
+    problem = _hub_problem(repo) if repo else ''
+    if repo and not problem:
+        return Place(f'Hub ({repo})', partial(_from_hub, repo, cache_dir))
+    reason = f', as the Hub does not give {repo} ({problem})' if problem else ''
+    return Place(
+        f'{_whose(source)} ({source.url.split("/")[2]}{reason})', partial(_from_authors, source, cache_dir, reason))
+
+
+def _whose(source: Source) -> str:
+    return f'{source.owner.removeprefix("the ")} file{"" if source.blob else ", no digest known"}'
+
+
+def _no_weights(architecture: str) -> dict[str, Any]:
+    raise RuntimeError(
+        f'No pretrained weights exist for {architecture}, only for {", ".join(SOURCES)}. Use `pretrained=False` and a '
+        'recipe of the project (docs/training.md).')
+
+
+def _from_authors(source: Source, cache_dir: str | Path | None, reason: str = '') -> dict[str, Any]:
+    if source.blob is None:
+        reason = f', of which no digest is known{reason}'
+    if reason:
+        _logger.warning(f'Taking {source.owner} file {source.url}{reason}.')
+    return read(fetch(source, cache_dir), use_ema=source.ema)
+
+
+def _from_hub(repo: str, cache_dir: str | Path | None) -> dict[str, Any]:
+    repo_id, revision = hf_split(repo)
+    return read(huggingface_hub.hf_hub_download(repo_id, WEIGHTS_NAME, revision=revision, cache_dir=cache_dir))
+
+
+def hub_cache(repo: str, cache_dir: str | Path | None = None) -> Path | None:
+    """Return the weights of a Hub repository in the cache, None if they are not there.
+
+    Args:
+        repo: `owner/name@revision`.
+        cache_dir: Folder of the cache, by default that of the Hub's client.
+    """
+    repo_id, revision = hf_split(repo)
+    path = huggingface_hub.try_to_load_from_cache(repo_id, WEIGHTS_NAME, cache_dir, revision)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _hub_problem(repo: str) -> str:
+    """Return why the Hub does not give the weights of a commit within `CONNECT_SECONDS`, '' if it does.
+
+    Its client asks one address of a server after another, and a name server may hold it longer than any timeout. So it
+    is asked in a thread that nobody has to wait for.
+    """
+    repo_id, revision = hf_split(repo)
+    found = ['no answer']
+
+    def ask() -> None:
+        url = huggingface_hub.hf_hub_url(repo_id, WEIGHTS_NAME, revision=revision)
+        try:
+            metadata = huggingface_hub.get_hf_file_metadata(url, timeout=CONNECT_SECONDS / 2)
+            found[0] = '' if metadata.commit_hash == revision else 'no answer of a Hub'
+        except Exception as error:  # of the client, of the HTTP library under it, of the system
+            found[0] = type(error).__name__
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    return found[0]
 
 
 def git_blob_id(path: Path) -> str:
@@ -62,8 +162,6 @@ def cached_file(source: Source, cache_dir: str | Path | None = None) -> Path:
 def fetch(source: Source, cache_dir: str | Path | None = None) -> Path:
     """Return a file of others in the cache, downloaded if it is not there; it has the expected git blob id.
 
-    Where no digest is known, the file is one that `read` takes, which one that was cut short is not.
-
     A download that is cut short starts again. It lies under another name until it is verified, and nothing is left
     of one that fails, so processes that start at once do not meet in a file.
 
@@ -75,115 +173,73 @@ def fetch(source: Source, cache_dir: str | Path | None = None) -> Path:
         OSError: If the file cannot be downloaded or written.
         RuntimeError: If what was downloaded is not that file.
     """
-    path = cached_file(source, cache_dir)
+    path, owner = cached_file(source, cache_dir), f'{source.owner[0].upper()}{source.owner[1:]}'
     remedy = (
         f'Download it by other means and pass `pretrained_cfg_overlay=dict(file=PATH)`; {path.parent} is the cache, '
         'which `cache_dir=` or TORCH_HOME moves.')
     if path.exists():
-        if is_whole(source, path):
+        if source.blob in (None, git_blob_id(path)):
             return path
-        expected = f', its git blob id is not {source.blob}' if source.blob else ''
-        _logger.warning(f'{path} is damaged{expected}. Downloading it again.')
+        _logger.warning(f'{path} is damaged, its git blob id is not {source.blob}. Downloading it again.')
     if constants.HF_HUB_OFFLINE:
-        raise OSError(f'{source} is not in the cache and HF_HUB_OFFLINE is set. {remedy}')
-    if not answering([source.url]):  # PyTorch's download waits for a server as long as the system does, each time
-        raise ConnectionError(
-            f'{source} is not in the cache, and there is no connection to its server. {remedy}')
+        raise OSError(f'{owner} file {source.url} is not in the cache and HF_HUB_OFFLINE is set. {remedy}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.timm-mobilenext-', dir=path.parent) as folder:
             download = Path(folder) / source.name
-            for attempt in range(1, _ATTEMPTS + 1):
-                try:
-                    torch.hub.download_url_to_file(source.url, str(download))
-                except (ConnectionError, TimeoutError, http.client.HTTPException, urllib.error.URLError) as error:
-                    if attempt == _ATTEMPTS or isinstance(error, urllib.error.HTTPError):
-                        raise
-                    continue
-                # torch.hub takes a body that ends early for a whole one, the blob id tells
-                if is_whole(source, download):
-                    os.replace(download, path)
-                    return path
-            raise RuntimeError(
-                f'{source.url} gave {download.stat().st_size} bytes with git blob id {git_blob_id(download)}, expected '
-                f'{source.blob or "a pickle of arrays"}, {_ATTEMPTS} times: it was cut short or changed on the way, '
-                f'and nothing of it was taken. {remedy}')
+            _download(source.url, download)
+            blob, size = git_blob_id(download), download.stat().st_size
+            if source.blob in (None, blob):
+                os.replace(download, path)
+                return path
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f'{source} could not be stored as {path}: {error}. {remedy}') from error
+        raise OSError(f'{owner} file {source.url} could not be downloaded to {path}: {error}. {remedy}') from error
+    raise RuntimeError(
+        f'{source.url} gave {size} bytes with git blob id {blob}, expected {source.blob}: it was changed on the way. '
+        f'Nothing of it was read. {remedy}')
 
 
-def is_whole(source: Source, path: Path) -> bool:
-    """Return whether a file has the git blob id of its source or, where no digest is known, can be read to its end."""
-    if source.blob:
-        return git_blob_id(path) == source.blob
-    try:
-        read(path)
-    except RuntimeError:
-        return False
-    return True
+def _download(url: str, path: Path) -> None:
+    """Download a file, three times at most if the connection breaks off in the middle; later attempts wait longer."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS * 4 ** attempt) as body, path.open('wb') as file:
+                size = int(body.headers.get('Content-Length') or 0)
+                with tqdm(total=size or None, unit='B', unit_scale=True, desc=path.name) as bar:
+                    while chunk := body.read(1 << 16):
+                        bar.update(file.write(chunk))
+            if bar.n < size:  # read() takes a body that ends early for a whole one
+                raise ConnectionError(f'{bar.n} of {size} bytes came')
+            return
+        except (ConnectionError, TimeoutError, http.client.HTTPException):
+            if attempt == _ATTEMPTS - 1:
+                raise
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of any origin without running code of its own.
+def read(path: str | Path, use_ema: bool = True) -> dict[str, Any]:
+    """Read the state dict of a checkpoint of any origin, by timm's reader, which runs no code of the file.
 
     Args:
-        path: A safetensors file, one that `torch.save` wrote, training checkpoints with an `argparse.Namespace` and
-            files from before torch 1.6 included, or a state dict that `paddle.save` wrote, by its suffix `.pdparams`.
+        path: A safetensors file, one that `torch.save` wrote, training checkpoints included, or a state dict that
+            `paddle.save` wrote, by its suffix `.pdparams`.
+        use_ema: Take the exponential moving average of the weights where the file has it.
 
     Raises:
-        OSError: If the file is not there or not to be read.
+        OSError: If the file is not there or cannot be read.
         RuntimeError: If the file is damaged or asks for code.
     """
-    path = Path(path)
-    path.open('rb').close()  # below, an OSError is that of a place which a damaged file points to
+    open(path, 'rb').close()  # an OSError below is of a damaged file, which names another
     try:
-        if path.suffix == '.safetensors':
-            return load_file(path)
-        _check_size(path)
-        if path.suffix == '.pdparams':
-            return _read_paddle(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        if not isinstance(checkpoint, dict):
-            raise RuntimeError(f'it holds a {type(checkpoint).__name__}')
-        # plain ones: a file may give an OrderedDict attributes of the names of its methods
-        return {
-            key: dict(dict.items(value)) if isinstance(value, dict) else value for key, value in dict.items(checkpoint)}
-    except Exception as error:  # there is hardly one that no damage makes the libraries raise
-        # what torch found is a line of its own between advice that includes loading it unsafely
-        lines = [line for line in str(error).splitlines() if line]
-        found = next((line for line in lines if 'GLOBAL' in line), lines[0] if lines else type(error).__name__)
+        if Path(path).suffix == '.pdparams':
+            return _read_paddle(Path(path))
+        return load_state_dict(str(path), use_ema=use_ema)
+    except Exception as error:  # damage makes the libraries raise almost anything
+        cause = error.__cause__ or error
+        code = re.search(r'GLOBAL (\S+)', str(cause))  # the rest advises to load the file unsafely
+        found = f'it asks for the code of {code[1]}' if code else type(cause).__name__
         raise RuntimeError(
-            f'{path} was not loaded: {found}. Expected a safetensors file, a PyTorch checkpoint of tensors and plain '
-            'values, or arrays of PaddlePaddle in a .pdparams file; get it anew, or save its state dict alone with '
-            'safetensors.') from error
-
-
-def _check_size(path: Path) -> None:
-    """Raise an error if a file is not what `torch.save` writes but a small one that fills the memory when it is read.
-
-    `torch.save` packs nothing, and needs neither a bytearray nor a tensor by a size, as torch.FloatTensor makes it; in
-    what is left a size is that of bytes in the file. PyTorch guards against code in a file, not against this.
-    """
-    with contextlib.ExitStack() as stack:
-        stream: IO[bytes] = stack.enter_context(path.open('rb'))
-        pickles = [stream] * 5  # before torch 1.6 that many came one after the other
-        if stream.read(4) == b'PK\3\4':  # by which PyTorch knows a zip file
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            size = sum(entry.file_size for entry in archive.infolist())
-            if size > path.stat().st_size:
-                raise RuntimeError(f'it is packed, and comes to {size} bytes')
-            names = [name for name in archive.namelist() if name.lower().endswith('data.pkl')]
-            pickles = [stack.enter_context(archive.open(name)) for name in names]
-        stream.seek(0)
-        for file in pickles:
-            with contextlib.suppress(ValueError):  # the end, or damaged: PyTorch says what there is
-                for operation, argument, _ in pickletools.genops(file):
-                    # the number of an object, which pickle has a list of
-                    if operation.name == 'LONG_BINPUT' and int(argument or 0) > path.stat().st_size:
-                        raise RuntimeError(f'it numbers an object {argument}, more than it has bytes')
-                    if operation.name == 'GLOBAL' and re.search(r' bytearray$|\wTensor$', str(argument)):
-                        raise RuntimeError(f'it has the GLOBAL {argument}, which may be of any size')
+            f'{path} was not loaded ({found}). It is damaged, or no checkpoint: give a safetensors file or a PyTorch '
+            'checkpoint of tensors and plain values.') from error
 
 
 class _PickledType:
@@ -209,8 +265,6 @@ class _PickledArray:
         """Return the values, in the memory that the bytes have and no more."""
         _, shape, dtype, is_fortran, content = self.state
         types = {'<f2': torch.float16, '<f4': torch.float32, '<f8': torch.float64}  # as NumPy spells them
-        if dtype.name not in types:
-            raise RuntimeError(f'it has an array of type {dtype.name}, expected one of {", ".join(types)}')
         values = torch.frombuffer(bytearray(memoryview(content)), dtype=types[dtype.name])
         if is_fortran:  # the first dimension is the fastest
             return values.reshape(shape[::-1]).permute(*reversed(range(len(shape))))
@@ -232,7 +286,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if f'{module} {name}' not in _PICKLED:
-            raise RuntimeError(f'it has the GLOBAL {module} {name}')
+            raise pickle.UnpicklingError(f'GLOBAL {module}.{name}')
         return _PICKLED[f'{module} {name}']
 
 
@@ -244,123 +298,5 @@ def _read_paddle(path: Path) -> dict[str, Any]:
     """
     with path.open('rb') as file:
         content = _ArrayUnpickler(file).load()
-    if not isinstance(content, dict):
-        raise RuntimeError(f'it holds a {type(content).__name__}')
     values = {key: value[1] if isinstance(value, tuple) else value for key, value in content.items()}
     return {key: value.tensor() for key, value in values.items() if isinstance(value, _PickledArray)}
-
-
-def hub_owner() -> str | None:
-    """Return the owner that the user has mirrors of the Hub repositories under, None for the registered one."""
-    return os.environ.get('TIMM_MOBILENEXT_HUB_OWNER') or None
-
-
-def hub_id(variant: str) -> str | None:
-    """Return the Hub repository of an architecture's weights, `owner/name@revision` where it is pinned.
-
-    A mirror of another owner has commits of its own: under its name there is no pin.
-
-    Args:
-        variant: Name of the architecture, with a tag where other weights than the default are meant.
-    """
-    cfg = get_pretrained_cfg(variant)
-    if cfg is None or not cfg.hf_hub_id:
-        return None
-    return f'{hub_owner()}/{hf_split(cfg.hf_hub_id)[0].rpartition("/")[2]}' if hub_owner() else cfg.hf_hub_id
-
-
-def hub_cache(repo: str, cache_dir: str | Path | None = None) -> Path | None:
-    """Return the weights of a Hub repository in the cache, None if they are not there.
-
-    Args:
-        repo: `owner/name` or `owner/name@revision`.
-        cache_dir: Folder of the cache, by default that of the Hub's client.
-    """
-    repo_id, revision = hf_split(repo)
-    path = huggingface_hub.try_to_load_from_cache(repo_id, WEIGHTS_NAME, cache_dir, revision)
-    return Path(path) if isinstance(path, str) else None
-
-
-def answering(urls: Iterable[str]) -> set[str]:
-    """Return the addresses whose servers, or the proxies to them, take a connection within `CONNECT_SECONDS`.
-
-    All are asked at once. The Hub's client tries for 23 seconds and says so in twelve lines before it believes that a
-    server is not there, and the download of PyTorch waits for as long as the system does.
-
-    Args:
-        urls: Addresses.
-    """
-    def connect(url: str) -> None:
-        parts = urlsplit(url)
-        if not urllib.request.proxy_bypass(parts.hostname or ''):
-            proxies = urllib.request.getproxies()
-            proxy = proxies.get(parts.scheme) or proxies.get('all')
-            parts = urlsplit(proxy if '//' in proxy else f'//{proxy}') if proxy else parts
-        port = parts.port or {'https': 443}.get(parts.scheme, 80)
-        try:
-            socket.create_connection((parts.hostname or '', port), timeout=CONNECT_SECONDS).close()
-        except OSError:  # a name that is not found, too
-            return
-        found.add(url)
-
-    found: set[str] = set()
-    # Daemons, since a name server that does not answer holds its thread far longer than any timeout set here.
-    threads = [threading.Thread(target=connect, args=(url,), daemon=True) for url in urls]
-    deadline = time.monotonic() + CONNECT_SECONDS
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0., deadline - time.monotonic()))
-    return set(found)
-
-
-def is_out_of_reach(error: Exception) -> bool:
-    """Return whether the Hub has no such repository or revision for this user, or does not answer, with an empty cache.
-
-    Args:
-        error: What the Hub's client raised.
-    """
-    if constants.HF_HUB_OFFLINE or isinstance(error, GatedRepoError):
-        return False
-    if isinstance(error, HfHubHTTPError):  # other than these: no such file, a disabled repository
-        is_missing = isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError))
-        return is_missing or error.response.status_code >= 500
-    return isinstance(error, (LocalEntryNotFoundError, HTTPError))  # HTTPError: the connection broke
-
-
-def locate(variant: str, timeout: float) -> str:
-    """Say where the weights of an architecture would be taken from now, without taking them.
-
-    Args:
-        variant: Name of the architecture, with a tag where other weights than the default are meant.
-        timeout: Longest wait for each of two servers, in seconds.
-    """
-    repo = hub_id(variant)
-    if repo is None:
-        return 'none'
-    source = None if hub_owner() else find_source(variant)
-    if hub_cache(repo):
-        return f'cached, from the Hub ({repo})'
-    if source and cached_file(source).exists():
-        damaged = '' if is_whole(source, cached_file(source)) else ', damaged: will be downloaded again'
-        return f'cached, {source.owner.removeprefix("the ")} file ({source.name}{damaged})'
-    if constants.HF_HUB_OFFLINE:
-        return 'not cached, and HF_HUB_OFFLINE is set'
-    try:
-        repo_id, revision = hf_split(repo)
-        url = huggingface_hub.hf_hub_url(repo_id, WEIGHTS_NAME, revision=revision)
-        huggingface_hub.get_hf_file_metadata(url, timeout=timeout)
-        return f'Hub ({repo})'
-    except GatedRepoError:
-        return f'Hub ({repo}), gated: accept its conditions there'
-    except (OSError, HTTPError) as error:
-        reason = f'the Hub says {type(error).__name__}'
-        if not is_out_of_reach(error):
-            source = None
-    if source:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(source.url, method='HEAD'), timeout=timeout):
-                return f'{source.owner.removeprefix("the ")} file ({source.url.split("/")[2]})'
-        except OSError as error:
-            reason += f', the server of {source.owner} file {type(error).__name__}'
-    return f'out of reach ({reason})'
