@@ -217,7 +217,10 @@ def verify(
     with tempfile.TemporaryDirectory() as work:
         if photograph is None:
             photograph = Path(work, PHOTOGRAPH.rpartition('/')[2])
-            torch.hub.download_url_to_file(PHOTOGRAPH, str(photograph), progress=False)
+            try:
+                torch.hub.download_url_to_file(PHOTOGRAPH, str(photograph), progress=False)
+            except OSError as error:
+                raise OSError(f'{PHOTOGRAPH}: {error}. Download it by other means (--photograph FILE).') from error
         if git_blob_id(photograph) != PHOTOGRAPH_BLOB:
             raise ValueError(f'{photograph} is not {PHOTOGRAPH}: its git blob id is not {PHOTOGRAPH_BLOB}.')
         image = Image.open(photograph).convert('RGB')

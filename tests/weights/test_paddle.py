@@ -90,6 +90,7 @@ def test_what_is_not_read(value, said, tmp_path):
         read(path)
 
 
+@pytest.mark.slow
 def test_pretrained(server, client):
     """The tag takes PaddleClas's file while the Hub has none, says that no digest is known, and keeps it."""
     create = f"model = timm.create_model('{NAME}', pretrained=True)"
