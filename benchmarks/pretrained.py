@@ -25,9 +25,11 @@ import timm, torch
 import timm_mobilenext
 from timm_mobilenext.weights import authors
 logging.disable(logging.WARNING)
-authors, blob, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-source = dataclasses.replace(authors.SOURCES['mobilenext_100_id050'], url=authors, blob=blob)
+url, blob, pin, rounds = *sys.argv[1:4], int(sys.argv[4])
+source = dataclasses.replace(authors.SOURCES['mobilenext_100_id050'], url=url, blob=blob)
 authors.SOURCES['mobilenext_100_id050'] = source
+timm.models._registry._model_pretrained_cfgs['mobilenext_100_id050.in1k'].url = url
+timm.models._registry._model_pretrained_cfgs['mobilenext_100.in1k'].hf_hub_id = pin
 names = {'mobilenetv2_100': 'mobilenetv2_100.ra_in1k', 'mobilenext_100': 'mobilenext_100',
          "mobilenext_100_id050, authors' file": 'mobilenext_100_id050'}
 times = {name: [] for name in names}
@@ -73,7 +75,8 @@ def main() -> None:
         official.save_checkpoint(authors, 'mobilenext_100_id050', ema=False)
         env = os.environ | {'HF_ENDPOINT': server.url, 'HF_HOME': f'{work}/hf', 'TORCH_HOME': f'{work}/torch'}
         env.pop('HF_HUB_OFFLINE')
-        args = [f'{server.url}/files/half/model_best.pth.tar', git_blob_id(authors), str(rounds)]
+        pin = f'timm-mobilenext/mobilenext_100.in1k@{server.revision("timm-mobilenext/mobilenext_100.in1k")}'
+        args = [f'{server.url}/files/half/model_best.pth.tar', git_blob_id(authors), pin, str(rounds)]
         for title, extra in (('with the Hub asked', {}), ('HF_HUB_OFFLINE=1', {'HF_HUB_OFFLINE': '1'})):
             times = json.loads(subprocess.run(
                 [sys.executable, '-c', MEASURE, *args], env=env | extra, check=True, stdout=subprocess.PIPE).stdout)
@@ -85,7 +88,7 @@ def main() -> None:
                       f'{median / base:7.2f}x')
         largest = Path(work) / 'largest.pth.tar'
         official.save_checkpoint(largest, 'mobilenext_l_ghost', ema=True)
-        convert = f"main(['mobilenext_l_ghost', {str(largest)!r}, '-o', '{work}/converted'])"
+        convert = f"main([{str(largest)!r}, '--model', 'mobilenext_l_ghost', '-o', '{work}/converted'])"
         (imports, _), (peak, seconds) = (
             map(float, subprocess.run(
                 [sys.executable, '-c', CONVERT.format(code)], check=True, stdout=subprocess.PIPE, text=True,

@@ -111,7 +111,7 @@ def test_what_the_user_names(on_hub, server, client, monkeypatch):
     message = client.fail(CREATE.format(", pretrained_cfg_overlay=dict(hf_hub_id='me/mine')"))
     assert message.startswith('RepositoryNotFoundError: ')
     assert not any('/files/' in request for request in server.log)
-    monkeypatch.setattr(download, 'hub_cache', None)
+    monkeypatch.setattr(download, 'find_source', None)
     state = timm.create_model(SMALL).state_dict()
     model = timm.create_model(SMALL, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))
     assert torch.equal(model.classifier.weight, state['classifier.weight'])
@@ -138,7 +138,7 @@ def test_architectures_without_weights():
 
 
 def test_local_files(tmp_path, known_files):
-    """docs/weights.md, "Load your own checkpoint": what goes with the authors' kind of file, and what with a converted."""
+    """docs/weights.md has a table of what goes with which file; the authors' kind of file and a converted one do it."""
     theirs = known_files['mobilenext_s']
     folder = convert(theirs, tmp_path / 'converted')
     converted = folder / 'model.safetensors'
@@ -161,5 +161,5 @@ def test_local_files(tmp_path, known_files):
         assert torch.equal(features.stem.conv.weight, expected['stem.conv.weight'])
     check(timm.create_model('mobilenext_s', checkpoint_path=str(converted)))
     for kwargs in (dict(num_classes=0), dict(features_only=True)):
-        with pytest.raises(RuntimeError, match='Error.s. in loading state_dict'):
+        with pytest.raises(RuntimeError, match=r'Error.s. in loading state_dict'):
             timm.create_model('mobilenext_s', checkpoint_path=str(converted), **kwargs)

@@ -39,11 +39,11 @@ def test_places(on_hub, client):
 timm.create_model('mobilenext_s', pretrained=True)
 from timm_mobilenext.doctor import main
 assert main([]) == 0"""))
-    authors = client.env['HF_ENDPOINT'].removeprefix('http://')
-    assert found == {name: 'none' for name in timm.list_models(module='mobilenext')} | {
-        name: f"authors' file ({authors})" for name in SOURCES} | {
-        'mobilenext_100': f'Hub ({on_hub})',
-        'mobilenext_s': f"cache of torch.hub, authors' file ({next(client.torch_cache.iterdir()).name})"}
+    expected = dict.fromkeys(timm.list_models(module='mobilenext'), 'none')
+    expected |= dict.fromkeys(SOURCES, f"authors' file ({client.env['HF_ENDPOINT'].removeprefix('http://')})")
+    expected['mobilenext_100'] = f'Hub ({on_hub})'
+    expected['mobilenext_s'] = f"cache of torch.hub, authors' file ({next(client.torch_cache.iterdir()).name})"
+    assert found == expected
 
 
 def test_ctrl_c(monkeypatch):
@@ -52,7 +52,7 @@ def test_ctrl_c(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(doctor, 'report', interrupt)
-    with pytest.raises(SystemExit, match='^error: interrupted$'):
+    with pytest.raises(SystemExit, match=r'^error: interrupted$'):
         doctor.main([])
 
 

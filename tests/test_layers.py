@@ -1,7 +1,6 @@
 """What PyTorch and timm lack, each piece alone and at work in the networks."""
 import copy
 import pickle
-from functools import partial
 
 import pytest
 import timm

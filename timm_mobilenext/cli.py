@@ -80,7 +80,7 @@ def clear_errors() -> Iterator[None]:
     """End a command with one message instead of a traceback."""
     try:
         yield
-    except (ImportError, OSError, RuntimeError, ValueError, HTTPError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError, HTTPError) as error:  # TypeError: --model-kwargs
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit('error: interrupted')

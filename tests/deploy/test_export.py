@@ -89,8 +89,8 @@ def test_sources(untrained, tmp_path, server, client):
     expected = timm.create_model(f'local-dir:{untrained}', pretrained=True).eval()(torch.from_numpy(x)).detach().numpy()
     (server.hub / 'me').mkdir(parents=True, exist_ok=True)
     (server.hub / 'me' / 'mine').symlink_to(untrained)
-    client.run(f"__import__('timm_mobilenext.deploy.export').export.main(['hf-hub:me/mine', '--format', 'torchscript', "
-               f"'--output', '{tmp_path / 'repository'}'])")
+    client.run("__import__('timm_mobilenext.deploy.export').deploy.export.main(['hf-hub:me/mine', "
+               f"'--format', 'torchscript', '--output', '{tmp_path / 'repository'}'])")
     for source, folder in ((untrained, 'folder'), (f'local-dir:{untrained}', 'named')):
         export.export(source, ['torchscript'], tmp_path / folder)
     for folder in ('repository', 'folder', 'named'):
@@ -106,7 +106,7 @@ def test_sources(untrained, tmp_path, server, client):
 @needs_exporter
 def test_pretrained_name(client, on_hub):
     """A model name is exported with its pretrained weights, and ImageNet's classes by name."""
-    client.run("__import__('timm_mobilenext.deploy.export').export.main("
+    client.run("__import__('timm_mobilenext.deploy.export').deploy.export.main("
                "['mobilenext_100', '--format', 'torchscript', '--img-size', '64', '--output', 'out', '--keep'])")
     about = json.loads((client.folder / 'out' / 'model.json').read_text())
     assert about['license'] == 'bsd-3-clause-clear'
@@ -241,11 +241,11 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(untrained, tmp_path, d
 
 @needs_exporter
 def test_publish_adds_files(trained, digits, tmp_path, server, client):
-    """`publish --formats` pushes the files that are asked for, and the code of the card runs them."""
+    """`publish --format` pushes the files that are asked for, and the code of the card runs them."""
     need('onnx', int8=True)
-    args = ['mobilenext_100', str(trained), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push',
-            '--formats', 'onnx', '--weights', 'int8', 'fp16', '--int8', '--calibration', str(digits / 'validation')]
-    client.run(f"__import__('timm_mobilenext.weights.publish').publish.main({args})")
+    args = [str(trained), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push',
+            '--format', 'onnx', '--weights', 'int8', 'fp16', '--int8', '--calibration', str(digits / 'validation')]
+    client.run(f"__import__('timm_mobilenext.weights.publish').weights.publish.main({args})")
     files = {path.name: path.stat().st_size for path in (server.hub / 'me' / 'mine').iterdir()}
     assert {'model.onnx', 'model.int8.onnx', 'model.weights_int8.onnx', 'model.weights_fp16.onnx', 'model.json'} <= set(
         files)

@@ -17,7 +17,7 @@ transformers = pytest.importorskip('transformers', reason="the extra 'transforme
 def folder(tmp_path) -> Path:
     """A converted checkpoint of three classes."""
     torch.save(timm.create_model(SMALL, num_classes=3).state_dict(), tmp_path / 'tuned.pth')
-    return convert(SMALL, tmp_path / 'tuned.pth', tmp_path / 'model', label_names=['cat', 'dog', 'owl'])
+    return convert(tmp_path / 'tuned.pth', tmp_path / 'model', model=SMALL, label_names=['cat', 'dog', 'owl'])
 
 
 def test_classification(folder, images, train_step, tmp_path):

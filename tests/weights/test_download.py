@@ -64,20 +64,20 @@ def test_place(tmp_path, monkeypatch):
 
     pinned = timm.models._registry._model_pretrained_cfgs['mobilenext_100.in1k']
     monkeypatch.setattr(pinned, 'hf_hub_id', f'timm-mobilenext/mobilenext_100.in1k@{"0" * 40}')
-    monkeypatch.setattr(download, '_hub_problem', lambda repo: '')
+    monkeypatch.setattr(download, '_hub_problem', lambda *pin: '')
     assert place() == f'Hub ({pinned.hf_hub_id})'
-    monkeypatch.setattr(download, '_hub_problem', lambda repo: 'it is Sunday')
+    monkeypatch.setattr(download, '_hub_problem', lambda *pin: 'it is Sunday')
     assert place() == f"authors' file (github.com, as the Hub does not give {pinned.hf_hub_id} (it is Sunday))"
     (tmp_path / source.name).touch()
     assert place() == f"cache of torch.hub, authors' file ({source.name})"
-    monkeypatch.setattr(download, 'hub_cache', lambda repo, cache_dir: tmp_path)
+    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args: 'x/model.safetensors')
     assert place() == f'cache of the Hub ({pinned.hf_hub_id})'
     assert (cfg.url, cfg.hf_hub_id) == (source.url, '')
 
 
 @pytest.mark.parametrize('fault', ['refused', 'black hole', 'no such name'])
 def test_no_network(fault, request, on_hub, client):
-    """Where no server takes a connection the error says so, names the file and what to do without, and leaves nothing."""
+    """Where no server takes a connection the error names the file and what to do without; nothing is left."""
     url = {'refused': 'http://127.0.0.1:9', 'no such name': 'http://nobody.invalid'}.get(fault)
     url = url or request.getfixturevalue('black_hole')
     env = {'HF_ENDPOINT': url, **authors_at(url, client)}
@@ -108,7 +108,7 @@ def test_name_server_that_never_answers(monkeypatch):
         monkeypatch.setattr('huggingface_hub.get_hf_file_metadata', lambda *args, **kwargs: end.accept())
         end.bind(('127.0.0.1', 0))
         end.listen()
-        assert download._hub_problem('me/mine@abc') == 'no answer'
+        assert download._hub_problem('me/mine', 'abc') == 'no answer'
 
 
 @pytest.mark.parametrize(('fault', 'message', 'requests'), [
@@ -237,8 +237,8 @@ def test_read_damaged(name, content, tmp_path):
     """A file that is no checkpoint is refused by name, in one sentence that does not advise to load it unsafely."""
     path = tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(RuntimeError, match=rf'{name} was not loaded \(\w+\)\. It is damaged, or no checkpoint: give '
-                                           r'a safetensors file or a PyTorch checkpoint of tensors and plain values\.$'):
+    end = r'give a safetensors file or a PyTorch checkpoint of tensors and plain values\.$'
+    with pytest.raises(RuntimeError, match=rf'{name} was not loaded \(\w+\)\. It is damaged, or no checkpoint: {end}'):
         read(path)
 
 

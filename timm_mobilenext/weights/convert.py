@@ -217,7 +217,7 @@ def save(converted: Converted, folder: Path, label_names: list[str] | None = Non
     model = converted.model
     if label_names is not None:
         if len(label_names) != model.num_classes:
-            raise ValueError(f'There are {len(label_names)} label names for {model.num_classes} classes: give one each.')
+            raise ValueError(f'{len(label_names)} label names for {model.num_classes} classes: give one name for each.')
         model.pretrained_cfg['label_names'] = label_names
     labels = model.pretrained_cfg.get('label_names')
     timm.models.save_for_hf(

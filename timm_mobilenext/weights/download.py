@@ -52,9 +52,8 @@ class Place(NamedTuple):
 def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Place:
     """Decide where the weights of a model come from.
 
-    Only what a release has pinned is looked for on the Hub: in its cache, then, if the cache of torch.hub does not have
-    the authors' file either, on its server. Where the Hub does not have it or does not answer, and for all that is not
-    pinned, it is the authors' file: the same weights.
+    What a release has pinned is on the Hub; if the Hub does not give it, and for what is not pinned, the authors' file
+    has the same weights. What is in a cache comes first.
 
     Args:
         cfg: The config of the pretrained weights.
@@ -67,28 +66,28 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Place:
     if cfg.source or cfg.state_dict or registered is None or (
             cfg.url, cfg.hf_hub_id) != (registered.url, registered.hf_hub_id):
         return Place('named by the user')
-    source = find_source(name)
-    if source is None and registered.has_weights:
-        return Place(f'Hub ({cfg.hf_hub_id})')
+    source, repo = find_source(name), cfg.hf_hub_id
     if source is None:
-        return Place('none', partial(_no_weights, str(cfg.architecture)))
-    repo = cfg.hf_hub_id or ''
-    if repo and (cached := hub_cache(repo, cache_dir)):
+        return Place(f'Hub ({repo})') if repo else Place('none', partial(_no_weights, str(cfg.architecture)))
+    from_authors = partial(_from_authors, source, cache_dir)
+    whose = f'{source.owner.removeprefix("the ")} file{"" if source.blob else ", no digest known"}'
+    repo_id, revision = hf_split(repo) if repo else ('', None)
+    cached = repo and huggingface_hub.try_to_load_from_cache(repo_id, WEIGHTS_NAME, cache_dir, revision)
+    if isinstance(cached, str) and cached:
         return Place(f'cache of the Hub ({repo})', partial(read, cached))
     if cached_file(source, cache_dir).exists():
-        return Place(f'cache of torch.hub, {_whose(source)} ({source.name})', partial(_from_authors, source, cache_dir))
+        return Place(f'cache of torch.hub, {whose} ({source.name})', from_authors)
     if constants.HF_HUB_OFFLINE:
-        return Place('not cached, and HF_HUB_OFFLINE is set', partial(_from_authors, source, cache_dir))
-    problem = _hub_problem(repo) if repo else ''
-    if repo and not problem:
-        return Place(f'Hub ({repo})', partial(_from_hub, repo, cache_dir))
-    reason = f', as the Hub does not give {repo} ({problem})' if problem else ''
-    return Place(
-        f'{_whose(source)} ({source.url.split("/")[2]}{reason})', partial(_from_authors, source, cache_dir, reason))
-
-
-def _whose(source: Source) -> str:
-    return f'{source.owner.removeprefix("the ")} file{"" if source.blob else ", no digest known"}'
+        return Place('not cached, and HF_HUB_OFFLINE is set', from_authors)
+    host = source.url.split('/')[2]
+    if not repo:
+        return Place(f'{whose} ({host})', from_authors)
+    problem = _hub_problem(repo_id, revision)
+    if problem:
+        reason = f', as the Hub does not give {repo} ({problem})'
+        return Place(f'{whose} ({host}{reason})', partial(from_authors, reason))
+    return Place(f'Hub ({repo})', lambda: read(
+        huggingface_hub.hf_hub_download(repo_id, WEIGHTS_NAME, revision=revision, cache_dir=cache_dir)))
 
 
 def _no_weights(architecture: str) -> dict[str, Any]:
@@ -105,30 +104,12 @@ def _from_authors(source: Source, cache_dir: str | Path | None, reason: str = ''
     return read(fetch(source, cache_dir), use_ema=source.ema)
 
 
-def _from_hub(repo: str, cache_dir: str | Path | None) -> dict[str, Any]:
-    repo_id, revision = hf_split(repo)
-    return read(huggingface_hub.hf_hub_download(repo_id, WEIGHTS_NAME, revision=revision, cache_dir=cache_dir))
-
-
-def hub_cache(repo: str, cache_dir: str | Path | None = None) -> Path | None:
-    """Return the weights of a Hub repository in the cache, None if they are not there.
-
-    Args:
-        repo: `owner/name@revision`.
-        cache_dir: Folder of the cache, by default that of the Hub's client.
-    """
-    repo_id, revision = hf_split(repo)
-    path = huggingface_hub.try_to_load_from_cache(repo_id, WEIGHTS_NAME, cache_dir, revision)
-    return Path(path) if isinstance(path, str) else None
-
-
-def _hub_problem(repo: str) -> str:
+def _hub_problem(repo_id: str, revision: str | None) -> str:
     """Return why the Hub does not give the weights of a commit within `CONNECT_SECONDS`, '' if it does.
 
-    Its client asks one address of a server after another, and a name server may hold it longer than any timeout. So it
-    is asked in a thread that nobody has to wait for.
+    In a thread that nobody waits for: the Hub's client tries the addresses of a server one after another, and a name
+    server may hold it longer than any timeout.
     """
-    repo_id, revision = hf_split(repo)
     found = ['no answer']
 
     def ask() -> None:

@@ -127,8 +127,8 @@ def _install(repo_id: str) -> str:
     if 'vcs_info' in origin:
         return f"```sh\npip install 'git+{origin['url']}@{origin['vcs_info']['commit_id']}'\n```"
     return (
-        f'The code below needs the Python package `timm-mobilenext` {__version__}. The copy that wrote this card was not '
-        'installed from a package index.')
+        f'The code below needs the Python package `timm-mobilenext` {__version__}. The copy that wrote this card did '
+        'not come from a package index.')
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False, overwrite: bool = False) -> str:
