@@ -51,8 +51,9 @@ def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
     from timm_mobilenext.weights import authors
     huggingface_hub.utils._http.time.sleep = lambda seconds: None  # 23 seconds in each retry
     for name, (url, blob) in json.loads(env['AUTHORS_FILES']).items():
-        authors.SOURCES[name] = dataclasses.replace(authors.SOURCES[name], url=url, blob=blob)
-        cfg = timm.models._registry._model_pretrained_cfgs[f'{name}.in1k']
+        table, tagged = (authors.REPRODUCTIONS, name) if '.' in name else (authors.SOURCES, f'{name}.in1k')
+        table[name] = dataclasses.replace(table[name], url=url, blob=blob)
+        cfg = timm.models._registry._model_pretrained_cfgs[tagged]
         cfg.url, cfg.hf_hub_id = url, json.loads(env.get('PINS', '{}')).get(name, '')
     torch.set_grad_enabled(False)
     exec(code, dict(official=official, timm=timm, timm_mobilenext=timm_mobilenext, torch=torch))

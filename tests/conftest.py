@@ -83,6 +83,14 @@ def blobs(authors_files) -> dict[str, str]:
     return {name: download.git_blob_id(path) for name, path in authors_files.items()}
 
 
+@pytest.fixture(scope='session')
+def paddle_file(tmp_path_factory) -> Path:
+    """A file of the layout of PaddleClas's, with weights by formula."""
+    path = tmp_path_factory.mktemp('paddle') / 'MobileNeXt_x1_0_pretrained.pdparams'
+    official.save_pdparams(path)
+    return path
+
+
 @pytest.fixture
 def known_files(authors_files, blobs, monkeypatch) -> dict[str, Path]:
     """The same files, and this process knows them by their git blob ids."""
@@ -92,10 +100,10 @@ def known_files(authors_files, blobs, monkeypatch) -> dict[str, Path]:
 
 
 @pytest.fixture
-def server(tmp_path, authors_files) -> Iterator[Loopback]:
-    """An empty Hub, and a file server with the authors' files."""
+def server(tmp_path, authors_files, paddle_file) -> Iterator[Loopback]:
+    """An empty Hub, and a file server with the authors' files and PaddleClas's."""
     with Loopback(tmp_path) as server:
-        for name, path in authors_files.items():
+        for name, path in {**authors_files, 'mobilenext_100.paddle_in1k': paddle_file}.items():
             (server.files / name).symlink_to(path.parent)
         yield server
 
@@ -115,7 +123,9 @@ class Client:
             'HF_ENDPOINT': server.url, 'HF_HOME': str(folder / 'hf'), 'TORCH_HOME': str(folder / 'torch'),
             'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_TOKEN': 'hf_test', 'NO_PROXY': '127.0.0.1',
             'AUTHORS_FILES': json.dumps({
-                name: (f'{server.url}/files/{name}/model_best.pth.tar', blob) for name, blob in blobs.items()}),
+                name: (f'{server.url}/files/{name}/model_best.pth.tar', blob) for name, blob in blobs.items()} | {
+                name: (f'{server.url}/files/{name}/{source.name}', None)
+                for name, source in authors.REPRODUCTIONS.items()}),
         }
 
     def start(self, code: str, **env: str) -> multiprocessing.process.BaseProcess:

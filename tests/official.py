@@ -2,12 +2,14 @@
 
 `data/official.json` has the keys and shapes of the authors' state dicts with their parameters and multiply-adds,
 `data/golden.json` what their code answered (torch 2.14.1, CPU) with its weights filled by the formula below and fed
-`images()`. Both are recordings of the authors' code and are never made from ours.
+`images()`. Both are recordings of the authors' code and are never made from ours. `data/paddle.json` is the same of
+PaddleClas's code.
 """
 import argparse
 import hashlib
 import json
 import math
+import pickle
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 
 OFFICIAL = json.loads(Path(__file__).with_name('data').joinpath('official.json').read_text())
 GOLDEN = json.loads(Path(__file__).with_name('data').joinpath('golden.json').read_text())
+PADDLE = json.loads(Path(__file__).with_name('data').joinpath('paddle.json').read_text())
 
 
 def uniform(key: str, n: int) -> np.ndarray:
@@ -85,6 +88,30 @@ def save_checkpoint(path: Path, name: str, ema: bool) -> None:
         torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
 
 
+def pdparams() -> dict[str, np.ndarray]:
+    """Return the state dict of PaddleClas's width 1.0, with the values of the authors' by formula."""
+    arrays = {}
+    for key, shape in PADDLE['keys'].items():
+        theirs = key.replace('_mean', 'running_mean').replace('_variance', 'running_var')
+        is_linear = len(shape) == 2  # of which PaddlePaddle has the transpose
+        gain = OFFICIAL['models']['mnext_100']['weight_gain']
+        value = fill(theirs, shape[::-1] if is_linear else shape, gain).numpy()
+        arrays[key] = value.T if is_linear else value
+    return arrays
+
+
+def save_pdparams(path: Path, protocol: int = 4) -> None:
+    """Write these as `paddle.save` does: NumPy's arrays in a plain pickle, and a table of Paddle's own names.
+
+    Args:
+        path: The file.
+        protocol: 4 is the default of paddle.save. 2 has bytes as text; the names of NumPy 1 are in it.
+    """
+    table = {'classifier.1.bias': 'linear_0.b_0'}
+    content = pickle.dumps({**pdparams(), 'StructuredToParameterName@@': table}, protocol)
+    path.write_bytes(content.replace(b'numpy._core.', b'numpy.core.') if protocol == 2 else content)
+
+
 def images() -> torch.Tensor:
     """Return images (2, 3, 224, 224), float32: triangle waves and noise of 8 bits."""
     b, c, i, j = np.meshgrid(*(np.arange(n) for n in (2, 3, 224, 224)), indexing='ij')
@@ -101,7 +128,7 @@ def images() -> torch.Tensor:
 
 def golden_error(logits: torch.Tensor, case: str) -> float:
     """Return the largest difference of logits (2, 1000) to a recorded answer, relative to its standard deviation."""
-    want, got = GOLDEN['cases'][case], logits.double().numpy()
+    want, got = (GOLDEN['cases'] | PADDLE['cases'])[case], logits.double().numpy()
     errors = [np.abs(got[:, :16] - np.array(want['first16'])).max()]
     errors += [abs(got.mean() - want['mean']), abs(got.std() - want['std'])]
     errors += [abs(np.sqrt((got * got).sum()) - want['l2']) / want['l2'] * want['std']]

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mobilenext
 from timm_mobilenext import MobileNeXt, SandGlass
+from timm_mobilenext.weights.authors import find_source
 
 # the identity tensor multiplier as the authors write it, a divisor
 DIVISOR = {'mobilenext_100_id050': 2, 'mobilenext_100_id033': 3, 'mobilenext_100_id025': 4}
@@ -50,13 +51,14 @@ def test_architectures():
 
 
 def test_weights_are_registered():
-    """The five architectures whose weights the authors published have a repository of safetensors on the Hub."""
+    """Five sets of weights by the authors and one by others have an address, and a repository if it is pinned."""
     tags = timm.list_pretrained('mobilenext*')
-    assert sorted(tags) == sorted(f'mobilenext_{name}.in1k' for name in ('100', '100_id050', 's', 'l', 'l_ghost'))
+    names = '100.in1k', '100.paddle_in1k', '100_id050.in1k', 's.in1k', 'l.in1k', 'l_ghost.in1k'
+    assert sorted(tags) == sorted(f'mobilenext_{name}' for name in names)
     for tag in tags:
         cfg = timm.get_pretrained_cfg(tag)
-        name, _, _ = cfg.hf_hub_id.partition('@')  # a release pins it to a commit
-        assert (name, cfg.hf_hub_filename) == (f'timm-mobilenext/{tag}', 'model.safetensors')
+        assert (cfg.url, cfg.hf_hub_filename) == (find_source(tag).url, 'model.safetensors')
+        assert re.fullmatch(f'(timm-mobilenext/{tag}@[0-9a-f]{{40}})?', cfg.hf_hub_id)
 
 
 @pytest.mark.parametrize('name', [SMALL, 'mobilenext_100', 'mobilenext_s'])

@@ -1,20 +1,29 @@
-"""tools/release.py: the authors' weights on the Hub, the pins, and the check that a release has no other weights."""
+"""tools/release.py: weights onto the Hub, their pins, the check that a release takes no others, and their answers."""
 import json
+import pickle
 import re
+import runpy
 import shutil
 from pathlib import Path
 
+import numpy as np
+import official
 import pytest
+import timm
 import torch
 from client import REPO
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import timm_mobilenext
-from timm_mobilenext.weights.authors import SOURCES
+from timm_mobilenext.weights.authors import REPRODUCTIONS, SOURCES
+from timm_mobilenext.weights.download import git_blob_id
 
 ROOT = Path(__file__).parent.parent
 VERSION = timm_mobilenext.__version__
+NAMES = [*(f'{name}.in1k' for name in SOURCES), *REPRODUCTIONS]  # in the order in which they are published
+TOOL = runpy.run_path(str(ROOT / 'tools' / 'release.py'))
 RUN = """
 import runpy, sys
 sys.argv = ['release.py', *{}]
@@ -49,7 +58,7 @@ def commits(server) -> list[str]:
 
 @pytest.mark.slow  # converts and uploads all five, twice
 def test_publish_then_check(server, client, checkout, release):
-    """One command puts all five on the Hub and pins them, also after a failure; only then does the check pass."""
+    """One command puts all six on the Hub and pins them, again after a failure, and then alone the check passes."""
     models = checkout / 'timm_mobilenext' / 'mobilenext.py'
     before = models.read_text()
     foreign = server.hub / 'timm-mobilenext' / 'mobilenext_s.in1k'  # of someone who was there first
@@ -64,16 +73,21 @@ def test_publish_then_check(server, client, checkout, release):
     shutil.rmtree(foreign)
     code, lines = release('publish', '--write')
     assert code == 0, client.stderr
-    assert commits(server) == [f'{name}.in1k' for name in SOURCES]
-    found = re.findall(r"hf_hub_id='(timm-mobilenext/(\w+)\.in1k@[0-9a-f]{40})'", models.read_text())
-    pins = {name: pin for pin, name in found}
-    assert pins.keys() == SOURCES.keys()
-    assert lines[-5:] == [f"hf_hub_id='{pin}'" for pin in pins.values()]
-    assert re.sub(r'@[0-9a-f]{40}', '', models.read_text()) == re.sub(r'@[0-9a-f]{40}', '', before)
-    assert release('check', '--tag', f'v{VERSION}', pins=pins) == (0, ["5 pins, their weights are the authors'"])
+    assert commits(server) == NAMES
+    found = re.findall(r"hf_hub_id='(timm-mobilenext/([\w.]+)@[0-9a-f]{40})'", models.read_text())
+    pins = {name.removesuffix('.in1k'): pin for pin, name in found}
+    assert pins.keys() == {*SOURCES, *REPRODUCTIONS}
+    assert set(lines[-6:]) == {f"hf_hub_id='{pin}'" for pin in pins.values()}
+    assert [line for line in models.read_text().splitlines() if 'hf_hub_id=' not in line] == [
+        line for line in before.splitlines() if 'hf_hub_id=' not in line]
+    assert release('check', '--tag', f'v{VERSION}', pins=pins) == (
+        0, ['6 pins, their weights are those of their sources'])
+    card = (server.hub / 'timm-mobilenext' / 'mobilenext_100.paddle_in1k' / 'README.md').read_text()
+    assert 'license: apache-2.0' in card
+    assert 'none was known to compare it with' in card
 
-    assert release('publish', pins=pins)[1][-5:] == lines[-5:]
-    assert len(commits(server)) == 5
+    assert release('publish', pins=pins)[1][-6:] == lines[-6:]
+    assert len(commits(server)) == 6
 
 
 def test_check_before_publishing(server, release):
@@ -81,8 +95,8 @@ def test_check_before_publishing(server, release):
     code, lines = release('check')
     assert code == 1
     assert lines == [
-        f'no release: {name}.in1k is not pinned to a commit (`python tools/release.py publish --write`)'
-        for name in sorted(SOURCES)]
+        f'no release: {name} is not pinned to a commit (`python tools/release.py publish --write`)'
+        for name in sorted(NAMES)]
     assert server.log == []
 
 
@@ -119,9 +133,11 @@ def test_check_of_one_pin(fault, said, on_hub, server, client, release):
     code, lines = release('check', pins={'mobilenext_100': f'{REPO}@{revision}'})
     assert code == 1
     others = [line for line in lines if 'mobilenext_100.in1k' not in line]
-    assert len(others) == 4  # which are not pinned
-    found, = set(lines) - set(others)
-    assert re.search(said, found), found
+    assert len(others) == 5  # which are not pinned
+    assert len(lines) == 5 + bool(said)
+    if said:
+        found, = set(lines) - set(others)
+        assert re.search(said, found), found
 
 
 @pytest.mark.parametrize(('tag', 'changelog', 'said'), [
@@ -133,4 +149,96 @@ def test_check_of_tag(tag, changelog, said, checkout, release):
     (checkout / 'CHANGELOG.md').write_text(changelog)
     code, lines = release('check', '--tag', tag)
     assert code == 1
-    assert [line for line in lines if 'is not pinned' not in line] == [f'no release: {said}']
+    assert [line for line in lines if 'is not pinned' not in line] == ([f'no release: {said}'] if said else [])
+
+
+def answering(name: str, probabilities: dict[int, float]) -> dict[str, torch.Tensor]:
+    """Return weights of a network that gives some classes these probabilities, whatever the image."""
+    model = timm.create_model(name)
+    rest = (1 - sum(probabilities.values())) / (model.num_classes - len(probabilities))
+    torch.nn.init.zeros_(model.classifier.weight)
+    for i in range(model.num_classes):
+        model.classifier.bias.data[i] = probabilities.get(i, rest)
+    model.classifier.bias.data.log_()
+    return model.state_dict()
+
+
+@pytest.fixture
+def photograph(checkout, server) -> Path:
+    """A picture that the tool knows by its blob id and address, in place of the photograph."""
+    path = server.files / 'photograph.png'
+    Image.new('RGB', (300, 260), 'grey').save(path)
+    tool = checkout / 'tools' / 'release.py'
+    text = tool.read_text().replace(TOOL['PHOTOGRAPH_BLOB'], git_blob_id(path))
+    before, after = text.index('PHOTOGRAPH = ('), text.index('PHOTOGRAPH_BLOB = ')
+    tool.write_text(f'{text[:before]}PHOTOGRAPH = {f"{server.url}/files/{path.name}"!r}\n{text[after:]}')
+    return path
+
+
+def put_on_hub(server, name: str, probabilities: dict[int, float]) -> str:
+    """Have weights that answer so on the Hub, and return the pin of their commit."""
+    repo = f'timm-mobilenext/{name}'
+    (server.hub / repo).mkdir(parents=True, exist_ok=True)
+    save_file(answering(name.partition('.')[0], probabilities), server.hub / repo / 'model.safetensors')
+    return f'{repo}@{server.revision(repo)}'
+
+
+@pytest.mark.slow
+def test_verify(server, client, photograph, release):
+    """All weights are asked for one photograph, and what one of them does not answer as published fails the command."""
+    usual = {178: 0.5, 3: 0.25, 4: 0.125, 5: 0.0625, 6: 0.03125}
+    pins = {name.removesuffix('.in1k'): put_on_hub(server, name, TOOL['ANSWERS'].get(name, usual)) for name in NAMES}
+    code, lines = release('verify', pins=pins)
+    assert code == 0, client.stderr
+    rows = [f'| {name} | 178 0.5000, 3 0.2500, 4 0.1250, 5 0.0625, 6 0.0312 |' for name in NAMES]
+    rows[-1] = f'| {NAMES[-1]} | 178 0.8502, 211 0.0157, 246 0.0134, 236 0.0036, 209 0.0035 |'
+    assert lines == ['| weights | five most probable classes |', '|---|---|', *sorted(rows)]
+
+    pins['mobilenext_s'] = put_on_hub(server, 'mobilenext_s.in1k', {177: 0.5, 178: 0.25})
+    code, lines = release('verify', 'mobilenext_s.in1k', '--photograph', str(photograph), pins=pins)
+    assert code == 1
+    said = r'not verified: mobilenext_s\.in1k answers 177 0\.5000, .*: expected class 178 first'
+    assert re.fullmatch(said, lines[-1])
+    photograph.write_bytes(photograph.read_bytes() + b'x')
+    assert release('verify')[0] == 1
+    assert f'{photograph.name} is not {server.url}' in client.stderr
+
+
+@pytest.mark.parametrize(('changed', 'said'), [
+    ({}, ''),
+    ({178: 0.8507}, ''),  # what flytocc's README says of float32
+    ({178: 0.8525}, 'expected 0.8502, 0.0157, 0.0134, 0.0036, 0.0035, within 0.002'),
+    ({209: 0.0037}, 'expected the classes 178, 211, 246, 236, 209'),
+    ({209: 0, 1: 0.0035}, 'expected the classes 178, 211, 246, 236, 209'),
+])
+def test_answers_to_the_photograph(changed, said):
+    """PaddleClas's weights give five classes in one order, with probabilities within 0.002."""
+    found = TOOL['ANSWERS']['mobilenext_100.paddle_in1k'] | changed
+    highest = dict(sorted(found.items(), key=lambda item: -item[1])[:5])
+    assert TOOL['mistake']('mobilenext_100.paddle_in1k', highest) == said
+
+
+@pytest.mark.slow
+def test_accuracies(client, photograph, release, timm_scripts):
+    """With ImageNet's folder the accuracies of timm's validate.py stand beside the reported ones."""
+    bias = answering('mobilenext_100', {3: 0.5, 1: 0.25, 5: 0.125, 6: 0.0625, 7: 0.03125})['classifier.bias'].numpy()
+    weight = np.zeros((1280, 1000), np.float32)
+    weights = official.pdparams() | {'classifier.1.weight': weight, 'classifier.1.bias': bias}
+    client.torch_cache.mkdir(parents=True)
+    (client.torch_cache / REPRODUCTIONS[NAMES[-1]].name).write_bytes(pickle.dumps(weights, 4))
+    classes = client.folder / 'imagenet' / 'validation'
+    for i in range(5):
+        (classes / f'n{i}').mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(classes / f'n{i}' / 'a.png')
+    code, lines = release(
+        'verify', NAMES[-1], '--photograph', str(photograph), '--data-dir', str(classes.parent),
+        '--scripts', str(timm_scripts), '--device', 'cpu', '--batch-size', '5')
+    assert lines[-2] == f'| {NAMES[-1]} | 20.000 | 74.022 | 40.000 |  |', client.stderr
+    assert code == 1  # it does not see what the photograph shows
+    assert lines[-1].startswith('not verified: ')
+
+
+def test_accuracies_without_timm(client, photograph, release):
+    """Without timm's scripts the command ends before anything is downloaded."""
+    assert release('verify', '--data-dir', 'imagenet')[0] == 1
+    assert "pytorch-image-models has no validate.py: name a checkout of timm's repository (--scripts)." in client.stderr

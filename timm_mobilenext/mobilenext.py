@@ -427,14 +427,20 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
     }
 
 
-# The address is that of the authors' file. tools/release.py adds the repository on the Hub, pinned to a commit: without
-# one, whoever registers the name chooses the weights. The file name keeps timm from taking a pickle. Architectures
-# without weights get the tag `untrained`, see _entrypoint.
+# The address is that of the file of the authors, or of PaddleClas. tools/release.py adds the repository on the Hub,
+# pinned to a commit: without one, whoever registers the name chooses the weights. The file name keeps timm from taking
+# a pickle. Architectures without weights get the tag `untrained`, see _entrypoint.
 _in1k_cfg = partial(_cfg, hf_hub_filename='model.safetensors', license=authors.LICENSE)
 default_cfgs = generate_default_cfgs({
     'mobilenext_100.in1k': _in1k_cfg(
         url=authors.SOURCES['mobilenext_100'].url,
         hf_hub_id=''),
+    # trained in PaddlePaddle, with the images prepared as for the authors' weights
+    'mobilenext_100.paddle_in1k': _in1k_cfg(
+        url=authors.REPRODUCTIONS['mobilenext_100.paddle_in1k'].url,
+        hf_hub_id='',
+        license=authors.REPRODUCTIONS['mobilenext_100.paddle_in1k'].license,
+        origin_url='https://github.com/PaddlePaddle/PaddleClas'),
     'mobilenext_100_id050.in1k': _in1k_cfg(
         url=authors.SOURCES['mobilenext_100_id050'].url,
         hf_hub_id=''),

@@ -1,16 +1,21 @@
-"""Publish the weights of the authors, pin them, and check that a release takes no others: for who makes a release.
+"""Publish the pretrained weights, pin them, and check that a release takes no others: for who makes a release.
 
-    python tools/release.py publish            # all five onto the Hub; prints what they are pinned to
+    python tools/release.py publish            # all six onto the Hub; prints what they are pinned to
     python tools/release.py publish --write    # and writes it into timm_mobilenext/mobilenext.py
-    python tools/release.py check              # fails while a pin is missing, or its weights are not the authors'
+    python tools/release.py verify             # has each classify one photograph, of which the answers are known
+    python tools/release.py verify --data-dir imagenet --scripts pytorch-image-models  # and all of ImageNet's
+    python tools/release.py check              # fails while a pin is missing, or its weights are not of their source
     python tools/release.py check --tag v1.0.0 # and while the tag is not that of the package and its changelog
 
 The Hub gives a name to whoever asks first, and what has the name reaches everyone who says `pretrained=True`. So every
 `hf_hub_id` of a release is pinned to a commit whose `model.safetensors` equals, bit by bit, what the authors' file, of
-the known git blob id, is converted to here. `publish` can be run again: what is on the Hub already stays as it is.
+the known git blob id, is converted to here. Of PaddleClas's file no digest is known: that of the file which `publish`
+took is in the header of what it published. `publish` can be run again: what is on the Hub already stays as it is.
 """
 import argparse
+import json
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,19 +24,29 @@ import timm
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from PIL import Image
 from safetensors import safe_open
+from timm.data import create_transform, resolve_model_data_config
 from timm.models._hub import hf_split
 
 from timm_mobilenext import __version__
 from timm_mobilenext.cli import clear_errors
-from timm_mobilenext.weights.authors import HUB_OWNER, SOURCES
+from timm_mobilenext.weights.authors import HUB_OWNER, REPRODUCTIONS, SOURCES, find_source
 from timm_mobilenext.weights.convert import convert
-from timm_mobilenext.weights.download import WEIGHTS_NAME
+from timm_mobilenext.weights.download import WEIGHTS_NAME, git_blob_id
 from timm_mobilenext.weights.publish import publish, push
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / 'timm_mobilenext' / 'mobilenext.py'
 CHANGELOG = ROOT / 'CHANGELOG.md'
+# A photograph of a Weimaraner, 178 among the classes, from ImageNet's validation images, and how flytocc's README says
+# that the weights of `.paddle_in1k` classify it (predict.py, in mixed precision; in float32 its first is 0.8507).
+PHOTOGRAPH = ('https://github.com/flytocc/MobileNeXt-paddle/raw/5868f1558961ccac476ad426fac5b5c8b19c19db/demo/'
+              'ILSVRC2012_val_00020010.JPEG')
+PHOTOGRAPH_BLOB = '9c6f877956aba468f6519dd197cfd8d26cb7249f'
+WEIMARANER = 178
+ANSWERS = {'mobilenext_100.paddle_in1k': {178: 0.8502, 211: 0.0157, 246: 0.0134, 236: 0.0036, 209: 0.0035}}
+TOLERANCE = 0.002
 
 
 def content(path: Path) -> tuple[str | None, dict[str, tuple[torch.dtype, torch.Size, bytes]]]:
@@ -60,7 +75,7 @@ def difference(repo_id: str, revision: str, ours: Path) -> str:
             return f'the Hub takes {revision} for a name of {theirs.parent.name}'
         (blob, weights), (our_blob, our_weights) = content(theirs), content(ours)
     if blob != our_blob:
-        return f"the header says git blob id {blob}, expected {our_blob}, that of the authors' file"
+        return f'the header says git blob id {blob}, expected {our_blob}, that of the file that it is converted from'
     if weights.keys() != our_weights.keys():
         return f'other tensors: {", ".join(sorted(weights.keys() ^ our_weights.keys()))}'
     other = [key for key in weights if weights[key] != our_weights[key]]
@@ -77,7 +92,7 @@ def published(repo_id: str, ours: Path) -> str | None:
 
 
 def publish_all() -> dict[str, str]:
-    """Have the weights of all authors' files on the Hub.
+    """Have the weights of all authors' files, and of PaddleClas's, on the Hub.
 
     Returns:
         The pin of each model name: the repository, `@` and the commit.
@@ -86,8 +101,8 @@ def publish_all() -> dict[str, str]:
         OSError, HTTPError, RuntimeError: If a file cannot be had or is not the authors', or the Hub refuses.
     """
     pins = {}
-    for name in SOURCES:
-        repo_id = f'{HUB_OWNER}/{name}.in1k'
+    for name in (*(f'{name}.in1k' for name in SOURCES), *REPRODUCTIONS):
+        repo_id = f'{HUB_OWNER}/{name}'
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work, name)
             publish(name, folder, repo_id)
@@ -102,9 +117,9 @@ def write(pins: dict[str, str]) -> None:
     """Write the pins into the source of the models, in the place of those that are there."""
     text = MODELS.read_text(encoding='utf-8')
     for name, pin in pins.items():
-        text, count = re.subn(rf"('{name}\.in1k': _in1k_cfg\([^)]*hf_hub_id=)'[^']*'", rf"\1'{pin}'", text)
+        text, count = re.subn(rf"('{re.escape(name)}': _in1k_cfg\([^)]*hf_hub_id=)'[^']*'", rf"\1'{pin}'", text)
         if count != 1:
-            raise RuntimeError(f'{MODELS} has {name}.in1k {count} times, expected once. Write {pin} there by hand.')
+            raise RuntimeError(f'{MODELS} has {name} {count} times, expected once. Write {pin} there by hand.')
     MODELS.write_text(text, encoding='utf-8', newline='\n')
 
 
@@ -138,19 +153,124 @@ def check(release: str | None) -> list[str]:
     return problems + [found for tag in timm.list_pretrained('mobilenext*') if (found := problem(tag))]
 
 
+def highest(name: str, image: Image.Image) -> dict[int, float]:
+    """Return the five most probable classes of an image and their probabilities, by the weights of a name."""
+    model = timm.create_model(name, pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    with torch.no_grad():
+        probabilities, classes = model(transform(image)[None]).softmax(1).topk(5)
+    return dict(zip(classes[0].tolist(), probabilities[0].tolist(), strict=True))
+
+
+def mistake(name: str, found: dict[int, float]) -> str:
+    """Return in what the classes of the photograph are not those that are published, '' if in nothing."""
+    expected = ANSWERS.get(name, {})
+    if expected and [*found] != [*expected]:
+        return f'expected the classes {", ".join(map(str, expected))}'
+    if any(abs(found[i] - p) > TOLERANCE for i, p in expected.items()):
+        return f'expected {", ".join(f"{p:.4f}" for p in expected.values())}, within {TOLERANCE}'
+    return '' if next(iter(found)) == WEIMARANER else f'expected class {WEIMARANER} first'
+
+
+def validate(name: str, scripts: Path, data_dir: Path, options: list[str]) -> dict[str, float]:
+    """Return what timm's validate.py measures of the weights of a name, its `top1` and `top5` in %.
+
+    Args:
+        name: Name of the architecture, with a tag.
+        scripts: Folder that has validate.py.
+        data_dir: Folder of ImageNet, or of its validation images.
+        options: What else it is told.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        results = Path(work, 'results.json')
+        code = subprocess.run(
+            [sys.executable, '-m', 'timm_mobilenext', str(scripts / 'validate.py'), '--data-dir', str(data_dir),
+             '--model', name, '--pretrained', *options, '--results-file', str(results), '--results-format', 'json'],
+            stdout=subprocess.DEVNULL).returncode
+        if code:
+            raise RuntimeError(f'validate.py failed on {name}, with exit code {code}.')
+        return json.loads(results.read_text())
+
+
+def verify(
+        names: list[str], photograph: Path | None, data_dir: Path | None, scripts: Path, options: list[str],
+) -> list[str]:
+    """Print the classes of the photograph and the accuracy of weights; return what is not as it was published.
+
+    Args:
+        names: Names of architectures, with tags.
+        photograph: The photograph, None to download it.
+        data_dir: See `validate`; None for no accuracies.
+        scripts: See `validate`.
+        options: See `validate`.
+
+    Raises:
+        OSError: If weights, photograph or validate.py cannot be had.
+        RuntimeError: If weights are damaged, or validate.py fails.
+        ValueError: If it is another photograph.
+    """
+    if data_dir and not (scripts / 'validate.py').exists():
+        raise FileNotFoundError(f"{scripts} has no validate.py: name a checkout of timm's repository (--scripts).")
+    with tempfile.TemporaryDirectory() as work:
+        if photograph is None:
+            photograph = Path(work, PHOTOGRAPH.rpartition('/')[2])
+            try:
+                torch.hub.download_url_to_file(PHOTOGRAPH, str(photograph), progress=False)
+            except OSError as error:
+                raise OSError(f'{PHOTOGRAPH}: {error}. Download it by other means (--photograph FILE).') from error
+        if git_blob_id(photograph) != PHOTOGRAPH_BLOB:
+            raise ValueError(f'{photograph} is not {PHOTOGRAPH}: its git blob id is not {PHOTOGRAPH_BLOB}.')
+        image = Image.open(photograph).convert('RGB')
+    mistakes = []
+    print('| weights | five most probable classes |\n|---|---|')
+    for name in names:
+        found = highest(name, image)
+        answer = ', '.join(f'{i} {p:.4f}' for i, p in found.items())
+        print(f'| {name} | {answer} |', flush=True)
+        if wrong := mistake(name, found):
+            mistakes.append(f'{name} answers {answer}: {wrong}')
+    if data_dir:
+        print('\n| weights | top-1 (%) | reported | top-5 (%) | reported |\n|---|---:|---:|---:|---:|')
+        for name in names:
+            measured, source = validate(name, scripts, data_dir, options), find_source(name)
+            top5 = '' if source.top5 is None else f'{source.top5:.3f}'
+            cells = f'{measured["top1"]:.3f} | {source.top1:.3f} | {measured["top5"]:.3f} | {top5}'
+            print(f'| {name} | {cells} |', flush=True)
+    return mistakes
+
+
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     commands.add_parser('publish').add_argument('--write', action='store_true', help='write the pins into the package')
     commands.add_parser('check').add_argument('--tag', help='the tag in git, v and the version')
+    command = commands.add_parser('verify')
+    command.add_argument('names', nargs='*', metavar='NAME', help='architecture.tag (default: all with weights)')
+    command.add_argument('--photograph', type=Path, metavar='FILE', help='where it was downloaded already')
+    command.add_argument('--data-dir', type=Path, metavar='DIR', help='ImageNet, for the accuracies')
+    command.add_argument('--scripts', type=Path, metavar='DIR', default=Path('pytorch-image-models'),
+                         help="timm's repository, for its validate.py (default: %(default)s)")
+    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of validate.py')
+    command.add_argument('--batch-size', default='256', metavar='N', help='of validate.py (default: %(default)s)')
     args = parser.parse_args()
+    if args.command == 'verify':
+        with clear_errors():
+            mistakes = verify(
+                args.names or timm.list_pretrained('mobilenext*'), args.photograph, args.data_dir, args.scripts,
+                ['--device', args.device, '--batch-size', args.batch_size])
+        for found in mistakes:
+            print(f'not verified: {found}')
+        return bool(mistakes)
     if args.command == 'check':
         problems = check(args.tag)
         for found in problems:
             print(f'no release: {found}')
         if not problems:
-            print(f"{len(timm.list_pretrained('mobilenext*'))} pins, their weights are the authors'")
+            print(f"{len(timm.list_pretrained('mobilenext*'))} pins, their weights are those of their sources")
         return bool(problems)
     with clear_errors():
         pins = publish_all()

@@ -1,8 +1,11 @@
-"""All that this package knows of the authors: the files they published, what they claim, and how they name layers.
+"""All that this package knows of others' files: what was published, what is claimed of it, and how layers are named.
 
 Their repository: https://github.com/zhoudaquan/rethinking_bottleneck_design at `COMMIT`. `mnext.py` is
 mobilenext/codebase/models/mnext.py there, the ReLU6 family, `model.py` is
 mobilenext/codebase/models/efficient_mnext/model.py, the SiLU and squeeze-excite family. No code of theirs is kept.
+
+PaddleClas (https://github.com/PaddlePaddle/PaddleClas at d178931, ppcls/arch/backbone/model_zoo/mobilenext.py) has the
+ReLU6 family in PaddlePaddle, and serves weights of width 1.0. No code of it is kept either.
 """
 import re
 from dataclasses import dataclass
@@ -19,25 +22,41 @@ _TREE = f'https://github.com/zhoudaquan/rethinking_bottleneck_design/raw/{COMMIT
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint file of the authors.
+    """A checkpoint file that others published.
 
     Attributes:
-        url: Address, pinned to a commit.
-        blob: Git blob id, SHA-1 of the content behind git's header, as the trees of both their repositories record it.
-        top1: Top-1 accuracy on ImageNet-1k in %, of the best epoch in the summary.csv beside the file.
-        top5: Top-5 accuracy in %, of the same epoch.
+        url: Address, of the authors' files pinned to a commit.
+        blob: Git blob id, SHA-1 of the content behind git's header, as the trees of both the authors' repositories
+            record it; None if no digest of the file is known.
+        top1: Top-1 accuracy on ImageNet-1k in %, of the best epoch in the summary.csv beside the authors' file.
+        top5: Top-5 accuracy in %, of the same epoch; None where none is reported.
         ema: Whether the accuracies are those of the weights' exponential moving average.
+        owner: Whose file it is, in the genitive.
+        license: Licence of the weights, as the Hub spells it.
+        reported: By whom the accuracies are reported, and of what.
+        page: Address of that report, by default the folder of the file.
     """
 
     url: str
-    blob: str
+    blob: str | None
     top1: float
-    top5: float
+    top5: float | None
     ema: bool = False
+    owner: str = "the authors'"
+    license: str = LICENSE
+    reported: str = "by the authors' training log"
+    page: str = ''
+
+    @property
+    def report(self) -> str:
+        """Address of the page that reports the accuracies."""
+        return self.page or self.url.replace('/raw/', '/tree/').rpartition('/')[0]
 
     @property
     def name(self) -> str:
         """Name of the file in a cache, where the authors' `model_best.pth.tar` would be all five."""
+        if self.blob is None:
+            return self.url.split('/')[-1]
         return f'mobilenext-{self.url.split("/")[-2]}-{self.blob[:8]}.pth.tar'
 
 
@@ -61,6 +80,19 @@ SOURCES = {
 }
 
 
+# Weights that others trained, by the names that they have in timm. The address is PaddleClas's; flytocc, who trained
+# this architecture in PaddlePaddle and gave it to PaddleClas (pull request 2734), reports the accuracy of a file that
+# lies elsewhere, and neither says that it is the same. The licence is that of PaddleClas, whose file it is;
+# flytocc's repository has The Clear BSD License.
+REPRODUCTIONS = {
+    'mobilenext_100.paddle_in1k': Source(
+        'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/MobileNeXt_x1_0_pretrained.pdparams',
+        None, 74.022, None, owner="PaddleClas's", license='apache-2.0',
+        reported='by flytocc, of a file that PaddleClas does not say is this one',
+        page='https://github.com/flytocc/MobileNeXt-paddle'),
+}
+
+
 def find_source(name: str) -> Source | None:
     """Return the file that pretrained weights come from, None if there is none.
 
@@ -68,7 +100,7 @@ def find_source(name: str) -> Source | None:
         name: Name of a model, with the tag of the weights or without.
     """
     architecture, _, tag = name.partition('.')
-    return SOURCES.get(architecture) if tag in ('', 'in1k') else None
+    return SOURCES.get(architecture) if tag in ('', 'in1k') else REPRODUCTIONS.get(name)
 
 
 @dataclass(frozen=True)
@@ -128,12 +160,15 @@ _NAMED = {
 }
 _BLOCK = re.compile(r'(features\.\d+|_blocks\.\d+|blocks\.\d+\.\d+)\.(?:conv\.|features\.)?((?:se\.)?\w+)')
 _EFFICIENTMNEXT_KEY = 'blocks.0.0.project_layer.weight'
-# a key that each of their layouts has and no other
+# PaddlePaddle's names of what batch norms count; it has the weights of a linear layer as (in, out).
+_PADDLE = {'_mean': 'running_mean', '_variance': 'running_var'}
+_PADDLE_KEY = 'features.0.1._mean'
+# a key that each of their layouts has and no other; PaddleClas names the layers as mnext.py does
 _SIGNS = {'features.0.0.weight', '_conv_stem.weight', _EFFICIENTMNEXT_KEY}
 
 
 def from_official(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Map a state dict with the authors' keys to the model's, by name; one with other keys passes.
+    """Map a state dict with the authors' or PaddleClas's keys to the model's, by name; one with other keys passes.
 
     Drops their `_bn1.*`, which model.py builds and saves but never uses. A key that none of their layouts has a place
     for is kept as it is.
@@ -172,7 +207,9 @@ def from_official(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
             is_full = not isinstance(places[prefix].dw_start, nn.Identity)
             layers = {**(_FULL if is_full else _TRANSITION), **_NAMED}
             name = f'{prefix}.{layers[match[2]]}' if match[2] in layers else None
-        out[key if name is None else f'{name}.{leaf}'] = value
+        if name == 'classifier' and leaf == 'weight' and _PADDLE_KEY in state_dict:
+            value = value.t()
+        out[key if name is None else f'{name}.{_PADDLE.get(leaf, leaf)}'] = value
     return out
 
 

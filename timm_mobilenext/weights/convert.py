@@ -24,7 +24,7 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 
 from timm_mobilenext import __version__, cli
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
-from timm_mobilenext.weights.authors import HUB_OWNER, LICENSE, SOURCES, Source, check_fit, find_source
+from timm_mobilenext.weights.authors import HUB_OWNER, REPRODUCTIONS, SOURCES, Source, check_fit, find_source
 from timm_mobilenext.weights.download import WEIGHTS_NAME, fetch, git_blob_id, read
 
 
@@ -36,7 +36,7 @@ class Converted:
         model: The model, in evaluation mode.
         model_args: Arguments of the model that are not the architecture's.
         provenance: Where the weights come from, as the header of the converted file says it.
-        source: The authors' file, None for other weights.
+        source: The file of the authors or of PaddleClas, None for other weights.
         top1: Top-1 accuracy in % that the authors or the training run report, where they do.
     """
 
@@ -59,7 +59,8 @@ def load(
     Args:
         source: A checkpoint of train.py, of any model of timm, or a state dict; a converted folder; hf-hub:OWNER/NAME;
             or the name of a model with weights. Those of the paper's authors are taken from their file, verified.
-        model: Name of the architecture of a checkpoint that does not name its own.
+        model: Name of the architecture of a checkpoint that does not name its own. A .pdparams file is taken for
+            PaddleClas's if it has the tag of those weights.
         model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
         license: Licence of the weights, as the Hub spells it, where the source does not tell.
         cache_dir: Folder of the caches, by default those of the Hub's client and of torch.hub.
@@ -110,6 +111,8 @@ def _load_checkpoint(
     """Load a checkpoint: its weights, and what train.py says in it of the model and of the images."""
     blob = git_blob_id(path)
     known, source = next(((name, its) for name, its in SOURCES.items() if its.blob == blob), (None, None))
+    if path.suffix == '.pdparams' and model in REPRODUCTIONS:  # of which there is no digest
+        known, source = model, REPRODUCTIONS[model]
     weights = read(path, use_ema=source is None or source.ema)
     said = {} if source else _said_beside(path)
     args = said.get('args', {})
@@ -117,9 +120,9 @@ def _load_checkpoint(
     renamed = {'global_pool': 'gp', 'bn_eps': 'bn_eps', 'bn_momentum': 'bn_momentum'}
     said_kwargs = {key: args[arg] for key, arg in renamed.items() if args.get(arg) is not None}
     model_kwargs = {**(args.get('model_kwargs') or {}), **said_kwargs, **model_kwargs}
-    network = _build(architecture, weights, args, model_kwargs)
+    network = _build(known or architecture, weights, args, model_kwargs)
     if source:
-        provenance = _provenance(architecture, source=source.url, git_blob_id=blob, license=LICENSE)
+        provenance = _provenance(architecture, source=source.url, git_blob_id=blob, license=source.license)
         return Converted(network, model_kwargs, provenance, source, source.top1)
     origin = _origin(said) | ({'license': license} if license else {})
     images = resolve_data_config({**args, 'in_chans': model_kwargs['in_chans']}, model=network)
@@ -132,6 +135,8 @@ def _load_checkpoint(
 
 def _said_beside(path: Path) -> dict[str, Any]:
     """Return what a checkpoint says beside its weights: the header of a safetensors file, or what train.py saved."""
+    if path.suffix == '.pdparams':
+        return {}
     if path.suffix == '.safetensors':
         with safe_open(path, 'pt') as file:
             return file.metadata() or {}
@@ -157,7 +162,7 @@ def _architecture(path: Path, trained: str | None, model: str | None) -> str:
 
 def _build(architecture: str, weights: dict[str, Any], args: dict[str, Any], model_kwargs: dict[str, Any]) -> Any:
     """Create the model of a checkpoint and load it; adds the input channels and classes to `model_kwargs`."""
-    if architecture in timm.list_models(module='mobilenext'):  # of others, timm's own layout is the only one
+    if split_model_name_tag(architecture)[0] in timm.list_models(module='mobilenext'):  # others: timm's own layout
         empty: Any = timm.create_model(architecture, device='meta', **model_kwargs)
         weights = checkpoint_filter_fn(weights, empty)
     cfg: Any = timm.get_pretrained_cfg(architecture)
@@ -175,19 +180,19 @@ def _build(architecture: str, weights: dict[str, Any], args: dict[str, Any], mod
 
 
 def _origin(said: dict[str, Any]) -> dict[str, str]:
-    """Return the licence that a checkpoint says its weights have, and the authors' file that they were fine-tuned from.
+    """Return the licence that a checkpoint says its weights have, and the known file that they were fine-tuned from.
 
-    A converted file names both. train.py started from the authors' weights if it was told to take pretrained ones, by
+    A converted file names both. train.py started from that file if it was told to take pretrained ones, by
     the name that they are registered under and from no other file.
     """
     args = said.get('args', {})
     name = str(args.get('model') or '').removeprefix('hf-hub:').removeprefix(f'{HUB_OWNER}/').partition('@')[0]
     started_from = find_source(name)
-    urls = {source.url for source in SOURCES.values()}
-    derived_from = next((said[key] for key in ('derived_from', 'source') if said.get(key) in urls), None)
+    licenses = {its.url: its.license for its in (*SOURCES.values(), *REPRODUCTIONS.values())}
+    derived_from = next((said[key] for key in ('derived_from', 'source') if said.get(key) in licenses), '')
     if args.get('pretrained') and started_from and not (args.get('pretrained_path') or args.get('initial_checkpoint')):
         derived_from = started_from.url
-    license = said.get('license') or (LICENSE if derived_from else None)
+    license = said.get('license') or licenses.get(derived_from)
     return {key: text for key, text in (('derived_from', derived_from), ('license', license)) if text}
 
 

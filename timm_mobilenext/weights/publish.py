@@ -58,9 +58,10 @@ def card(
         labels, label_code = 'those of ImageNet-1k', 'timm.data.ImageNetInfo().label_descriptions()'
     reported = 'not stated'
     if source:
+        top5 = f', top-5 {source.top5} %' if source.top5 else ''
         reported = (
-            f'top-1 {source.top1} %, top-5 {source.top5} %, on ImageNet-1k validation at 224 px, as the training log '
-            "of the paper's authors reports it (means over their processes); not measured again")
+            f'top-1 {source.top1} %{top5}, on ImageNet-1k validation at 224 px; reported {source.reported}, not '
+            'measured again')
     elif converted.top1 is not None:
         reported = f'top-1 {converted.top1:.2f} %, as the training run reports it for its validation data'
     license = origin.get('license', 'not stated, so nobody else may use these weights')
@@ -72,9 +73,12 @@ def card(
         trained_on='ImageNet-1k' if source else dataset or 'not stated', reported=reported,
         params=f'{params / 1e6:.2f}', madds=f'{madds / 1e9:.2f}', activations=f'{activations / 1e6:.2f}',
         license='The Clear BSD License, text in LICENSE' if license == LICENSE else license, install=_install(repo_id),
-        blob=origin.get('git_blob_id', 'none') + (', verified before it was read' if source else ''),
+        blob=origin.get('git_blob_id', 'none') + (
+            '' if not source else ', verified before it was read' if source.blob else
+            ', of the file that was there; none was known to compare it with'),
         derived_from='' if 'derived_from' not in origin else (
-            f"\n- **Derived from:** weights of the paper's authors, {origin['derived_from']}"),
+            '\n- **Derived from:** ' + ("weights of the paper's authors, " if license == LICENSE else '')
+            + origin['derived_from']),
         files='' if not exported else _template('card_files.md').substitute(
             repo_id=repo_id, shape=shape, first=exported[0].path.name, rows='\n'.join(
                 f'| `{f.path.name}` | {f.precision} | {f.bytes / 1e6:.2f} | {f.check()} |' for f in exported)))
@@ -85,7 +89,8 @@ def _front_matter(converted: Converted, repo_id: str, dataset: str | None) -> Mo
     source = converted.source
     reported = {} if converted.top1 is None else {'Top 1 Accuracy': converted.top1}
     if source:
-        dataset, reported['Top 5 Accuracy'] = 'imagenet-1k', source.top5
+        dataset = 'imagenet-1k'
+        reported |= {'Top 5 Accuracy': source.top5} if source.top5 else {}
     return ModelCardData(
         library_name='timm',
         license=converted.provenance.get('license'),
@@ -100,8 +105,8 @@ def _front_matter(converted: Converted, repo_id: str, dataset: str | None) -> Mo
                 dataset_type=dataset or 'imagefolder',  # as transformers calls images of one's own
                 dataset_name='ImageNet-1k' if source else dataset or 'validation images of the training run',
                 dataset_split='validation', metric_type='accuracy', metric_name=metric, metric_value=value,
-                source_name="reported by the authors' training log, not measured again" if source else None,
-                source_url=source.url.replace('/raw/', '/tree/').rpartition('/')[0] if source else None)
+                source_name=f'reported {source.reported}, not measured again' if source else None,
+                source_url=source.report if source else None)
             for metric, value in reported.items()
         ] or None,
     )
@@ -207,7 +212,8 @@ def publish(
             raise ValueError(
                 f'The licence of the weights of {source} is unknown. Name it, e.g. --license apache-2.0, or --license '
                 f"{LICENSE} if you fine-tuned weights of the paper's authors.")
-        repo_id = repo_id or f'{HUB_OWNER}/{converted.provenance["architecture"]}.in1k'
+        cfg: Any = converted.model.pretrained_cfg
+        repo_id = repo_id or f'{HUB_OWNER}/{cfg["architecture"]}.{cfg["tag"]}'
         save(converted, folder, label_names)
         exported = export.write(
             converted, formats, folder, label_names=label_names, **(export_options or {})) if formats else []

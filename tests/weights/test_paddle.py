@@ -1,0 +1,148 @@
+"""Weights of PaddlePaddle: they answer as PaddleClas's code did, nothing in a file runs, and the tag takes them."""
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import official
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+
+from timm_mobilenext.weights.authors import REPRODUCTIONS
+from timm_mobilenext.weights.convert import convert
+from timm_mobilenext.weights.download import git_blob_id, read
+
+NAME = 'mobilenext_100.paddle_in1k'
+
+
+def answers(model: str | Path) -> torch.Tensor:
+    """Return the logits (2, 1000) of a converted folder, float64: in float32 these weights magnify each rounding."""
+    with torch.no_grad():
+        return timm.create_model(f'local-dir:{model}', pretrained=True).eval().double()(official.images().double())
+
+
+def error_of_code(*args: object) -> None:
+    """What a file that asks for code would run."""
+    raise AssertionError(f'code of the file ran: {args}')
+
+
+class Reduced:
+    """An object whose pickle says how to build it."""
+
+    def __init__(self, *steps: object) -> None:
+        self.steps = steps
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.steps
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_convert(protocol, tmp_path):
+    """A file in either protocol that paddle.save has had becomes a network that answers as PaddleClas's did."""
+    path = tmp_path / 'weights.pdparams'
+    official.save_pdparams(path, protocol)
+    assert len(read(path)) == len(official.PADDLE['keys']) == 372
+    folder = convert(path, tmp_path / 'folder', model='mobilenext_100')
+    assert official.golden_error(answers(folder), 'paddleclas/float64') < 1e-6
+    with safe_open(folder / 'model.safetensors', 'pt') as file:
+        assert 'license' not in file.metadata()  # it may be anyone's
+
+
+def test_convert_by_tag(tmp_path, paddle_file):
+    """With the tag, the file is taken for PaddleClas's, and its licence and origin go with the weights."""
+    folder = convert(paddle_file, tmp_path / 'folder', model=NAME)
+    with safe_open(folder / 'model.safetensors', 'pt') as file:
+        header = file.metadata()
+    source = REPRODUCTIONS[NAME]
+    assert (header['source'], header['license']) == (source.url, 'apache-2.0')
+    assert header['git_blob_id'] == git_blob_id(paddle_file)
+    assert timm.create_model(f'local-dir:{folder}').pretrained_cfg['license'] == 'apache-2.0'
+
+
+def test_the_authors_answer():
+    """PaddleClas's code and the authors' are one network: with one formula for the weights they recorded one answer."""
+    theirs = official.GOLDEN['cases']['mnext_100/div1/float64']
+    recorded = official.PADDLE['cases']['paddleclas/float64']
+    np.testing.assert_allclose(recorded['first16'], theirs['first16'], rtol=0, atol=1e-8)
+
+
+def array(*state: object) -> Reduced:
+    """Return what is pickled as an array of this state: version, shape, type, order and bytes."""
+    return Reduced(np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b'b'), state)
+
+
+@pytest.mark.parametrize(('value', 'said'), [
+    (Reduced(error_of_code, (1,)), r'it asks for the code of .*test_paddle\.error_of_code'),
+    (np.array([None]), 'TypeError'),
+    (np.zeros(3, np.uint16), 'KeyError'),  # NumPy has no bfloat16, PaddlePaddle saves its bits
+    (array(1, (10,), np.dtype('f4'), False, b'four'), 'RuntimeError'),
+    (array(1, (1 << 40,), np.dtype('f4'), False, 1 << 42), 'TypeError'),
+])
+def test_what_is_not_read(value, said, tmp_path):
+    """Code, objects, types without a tensor, and sizes that the bytes do not have are refused."""
+    path = tmp_path / 'weights.pdparams'
+    path.write_bytes(pickle.dumps({'features.0.0.weight': value}, protocol=2))
+    with pytest.raises(RuntimeError, match=rf'was not loaded \({said}\)'):
+        read(path)
+
+
+@pytest.mark.slow
+def test_pretrained(server, client):
+    """The tag takes PaddleClas's file while the Hub has none, says that no digest is known, and keeps it."""
+    create = f"model = timm.create_model('{NAME}', pretrained=True)"
+    client.run(f"""
+{create}
+assert official.golden_error(model.eval().double()(official.images().double()), 'paddleclas/float64') < 1e-6""")
+    url = f'{server.url}/files/{NAME}/MobileNeXt_x1_0_pretrained.pdparams'
+    assert client.stderr.startswith(f"Taking PaddleClas's file {url}, of which no digest is known.\n")
+    file, = client.torch_cache.iterdir()
+    assert file.name == 'MobileNeXt_x1_0_pretrained.pdparams'
+    server.log.clear()
+    client.run(create)
+    assert server.log == []
+    os.truncate(file, 1_000_000)
+    assert f'RuntimeError: {file} was not loaded (' in client.fail(create)
+
+
+def test_cut_short(server, client):
+    """A download that ends early leaves nothing, though there is no digest to tell it by."""
+    server.faults['files'] = 'cut'
+    message = client.fail(f"timm.create_model('{NAME}', pretrained=True)")
+    assert message.startswith("OSError: PaddleClas's file")
+    assert list(client.torch_cache.iterdir()) == []
+
+
+def test_paddle(tmp_path):
+    """What paddle.save writes now, of the same weights, converts to the recorded answer."""
+    paddle = pytest.importorskip('paddle', reason='paddlepaddle is not installed')
+    path = tmp_path / 'weights.pdparams'
+    paddle.save({k: paddle.to_tensor(np.ascontiguousarray(v)) for k, v in official.pdparams().items()}, str(path))
+    assert official.golden_error(answers(convert(path, tmp_path / 'folder', model=NAME)), 'paddleclas/float64') < 1e-6
+
+
+def test_paddleclas(tmp_path):
+    """PaddleClas's own network, saved by paddle.save, and the one converted from that file give the same logits."""
+    checkout = os.environ.get('PADDLECLAS')
+    if not checkout:
+        pytest.skip('set PADDLECLAS to a checkout of github.com/PaddlePaddle/PaddleClas')
+    paddle = pytest.importorskip('paddle', reason='paddlepaddle is not installed')
+    code = Path(checkout, 'ppcls', 'arch', 'backbone', 'model_zoo', 'mobilenext.py').read_text()
+    theirs = types.ModuleType('mobilenext')  # without the import of what downloads weights
+    exec(code.replace('from ....utils.save_load import load_dygraph_pretrain', ''), theirs.__dict__)
+    paddle.set_default_dtype('float64')
+    network = theirs.MobileNeXt_x1_0()
+    network.eval()
+    assert {key: value.shape for key, value in network.state_dict().items()} == official.PADDLE['keys']
+    network.set_state_dict({
+        key: paddle.to_tensor(np.ascontiguousarray(value, np.float64)) for key, value in official.pdparams().items()})
+    path = tmp_path / 'weights.pdparams'
+    paddle.save(network.state_dict(), str(path))
+    logits = network(paddle.to_tensor(official.images().numpy().astype(np.float64))).numpy()
+    ours = answers(convert(path, tmp_path / 'folder', model=NAME)).numpy()
+    print('largest difference', np.abs(ours - logits).max(), file=sys.stderr)
+    np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-5)
+    assert official.golden_error(torch.from_numpy(logits), 'paddleclas/float64') < 1e-6
