@@ -2,6 +2,7 @@
 import contextlib
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import timm

@@ -92,7 +92,7 @@ class SandGlass(nn.Module):
     one. Source: the paper; mnext.py:62-147; model.py, MBConvBlockV1 and GhostI2RBlock.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every block of the paper and of the authors' code
             self, in_chs: int, out_chs: int, stride: int = 1, dilation: int = 1,
             reduction_ratio: int = 6, identity_ratio: float = 1.0, noskip: bool = False,
             dw_kernel_size: int = 3, dw_start: bool = True, dw_end: bool = True,
@@ -186,12 +186,9 @@ class SandGlass(nn.Module):
 
 
 class MobileNeXt(nn.Module):
-    """MobileNeXt, the network of SandGlass blocks.
+    """MobileNeXt: stem, rows of SandGlass blocks (`blocks.<row>.<repeat>`), global pooling, classifier; no conv head."""
 
-    Stem, rows of the architecture table (`blocks.<row>.<repeat>`), global pooling, classifier; no conv head.
-    """
-
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0915 - every network of the paper and of the authors' code
             self, stages: Sequence[tuple[int, int, int, int, int]] = _STAGES,
             num_classes: int = 1000, in_chans: int = 3, global_pool: str = 'avg', output_stride: int = 32,
             width_mult: float = 1.0, depth_mult: float = 1.0, identity_ratio: float = 1.0, keep_3x3: bool = True,
@@ -255,8 +252,7 @@ class MobileNeXt(nn.Module):
         for (ratio, chs, repeats, row_stride, kernel_size), depth in zip(stages, depths, strict=True):
             if row_stride > 1:
                 add_tap()
-            is_last = len(rows) == len(stages) - 1
-            out_chs = _round_chs(chs, max(width_mult, 1) if is_last else width_mult)
+            out_chs = _round_chs(chs, width_mult if len(rows) < len(stages) - 1 else max(width_mult, 1))
             blocks = []
             for repeat in range(depth):
                 stride = row_stride if repeat == 0 else 1
@@ -369,9 +365,9 @@ class MobileNeXt(nn.Module):
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
             extra_blocks: bool = False,
     ) -> list[int]:
-        """Remove the layers behind the last tap in `indices` (see `forward_intermediates`), and the head.
+        """Remove the layers behind the last tap in `indices`, and return the taps as non-negative numbers.
 
-        With `prune_head=False` the head stays if all blocks do. Returns the taps as non-negative numbers.
+        The head goes too, unless all blocks stay and `prune_head` is False. See `forward_intermediates`.
         """
         ends = list(range(len(self.blocks) + 1)) if extra_blocks else self.stage_ends
         take_indices, max_index = feature_take_indices(len(ends), indices)
@@ -406,8 +402,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: MobileNeXt) -> dict[
     """Map a state dict in a foreign layout to the model's, by name; one in the model's layout passes unchanged.
 
     Raises:
-        RuntimeError: If keys or shapes are not the model's, apart from classifier and input channels, which timm
-            adapts, or the weights are of a network that pads in another way.
+        RuntimeError: If keys, shapes (apart from classifier and input channels) or the padding are not the model's.
     """
     state_dict = authors.from_official(state_dict, model)
     authors.check_fit(state_dict, model, first_conv='stem.conv', classifier='classifier')
@@ -427,33 +422,25 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
     }
 
 
-# The address is that of the file of the authors, or of PaddleClas. tools/release.py adds the repository on the Hub,
-# pinned to a commit: without one, whoever registers the name chooses the weights. The file name keeps timm from taking
-# a pickle. Architectures without weights get the tag `untrained`, see _entrypoint.
-_in1k_cfg = partial(_cfg, hf_hub_filename='model.safetensors', license=authors.LICENSE)
-default_cfgs = generate_default_cfgs({
-    'mobilenext_100.in1k': _in1k_cfg(
-        url=authors.SOURCES['mobilenext_100'].url,
-        hf_hub_id=''),
-    # trained in PaddlePaddle, with the images prepared as for the authors' weights
-    'mobilenext_100.paddle_in1k': _in1k_cfg(
-        url=authors.REPRODUCTIONS['mobilenext_100.paddle_in1k'].url,
-        hf_hub_id='',
-        license=authors.REPRODUCTIONS['mobilenext_100.paddle_in1k'].license,
-        origin_url='https://github.com/PaddlePaddle/PaddleClas'),
-    'mobilenext_100_id050.in1k': _in1k_cfg(
-        url=authors.SOURCES['mobilenext_100_id050'].url,
-        hf_hub_id=''),
-    'mobilenext_s.in1k': _in1k_cfg(
-        url=authors.SOURCES['mobilenext_s'].url,
-        hf_hub_id=''),
-    'mobilenext_l.in1k': _in1k_cfg(
-        url=authors.SOURCES['mobilenext_l'].url,
-        hf_hub_id=''),
-    'mobilenext_l_ghost.in1k': _in1k_cfg(
-        url=authors.SOURCES['mobilenext_l_ghost'].url,
-        hf_hub_id=''),
-})
+def _pretrained_cfg(name: str, revision: str) -> dict[str, Any]:
+    source: Any = authors.find_source(name)
+    cfg = _cfg(source.url, license=source.license, hf_hub_filename='model.safetensors')  # from the Hub not a pickle
+    if revision:
+        cfg['hf_hub_id'] = f'{authors.HUB_OWNER}/{name}@{revision}'
+    return cfg
+
+
+# Weights -> commit of their repository on the Hub, which tools/release.py writes. Without one the Hub is not asked:
+# whoever registers the name would choose the weights. Other architectures get the tag `untrained`, see _entrypoint.
+_WEIGHTS = {
+    'mobilenext_100.in1k': '',
+    'mobilenext_100.paddle_in1k': '',  # trained in PaddlePaddle, with the images prepared as for the authors' weights
+    'mobilenext_100_id050.in1k': '',
+    'mobilenext_s.in1k': '',
+    'mobilenext_l.in1k': '',
+    'mobilenext_l_ghost.in1k': '',
+}
+default_cfgs = generate_default_cfgs({name: _pretrained_cfg(name, revision) for name, revision in _WEIGHTS.items()})
 
 
 def _create_mobilenext(variant: str, pretrained: bool = False, **kwargs: Any) -> MobileNeXt:

@@ -117,7 +117,8 @@ def write(pins: dict[str, str]) -> None:
     """Write the pins into the source of the models, in the place of those that are there."""
     text = MODELS.read_text(encoding='utf-8')
     for name, pin in pins.items():
-        text, count = re.subn(rf"('{re.escape(name)}': _in1k_cfg\([^)]*hf_hub_id=)'[^']*'", rf"\1'{pin}'", text)
+        revision = pin.rpartition('@')[2]
+        text, count = re.subn(rf"('{re.escape(name)}': )'[0-9a-f]*'", rf"\1'{revision}'", text)
         if count != 1:
             raise RuntimeError(f'{MODELS} has {name} {count} times, expected once. Write {pin} there by hand.')
     MODELS.write_text(text, encoding='utf-8', newline='\n')
