@@ -234,11 +234,11 @@ def test_read_runs_no_code(tmp_path):
     ('a.safetensors', b''), ('a.safetensors', b'PK\3\4'), ('a.pth.tar', b''), ('a.pth.tar', b'PK\3\4'),
     ('a.pth.tar', b'# Read me\n'), ('a.pth.tar', [1])])
 def test_read_damaged(name, content, tmp_path):
-    """A file that is no checkpoint is refused by name, in one sentence that does not advise to load it unsafely."""
+    """A file that is not a checkpoint is refused by name, with a message that does not advise to load it unsafely."""
     path = tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     end = r'give a safetensors file or a PyTorch checkpoint of tensors and plain values\.$'
-    with pytest.raises(RuntimeError, match=rf'{name} was not loaded \(\w+\)\. It is damaged, or no checkpoint: {end}'):
+    with pytest.raises(RuntimeError, match=rf'{name} was not loaded \(\w+\)\. It is damaged, or not a checkpoint: {end}'):
         read(path)
 
 
