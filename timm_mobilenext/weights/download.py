@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
+import numpy as np
 import torch
 from huggingface_hub import constants
 from tqdm import tqdm
@@ -219,65 +220,27 @@ def read(path: str | Path, use_ema: bool = True) -> dict[str, Any]:
         code = re.search(r'GLOBAL (\S+)', str(cause))  # the rest advises to load the file unsafely
         found = f'it asks for the code of {code[1]}' if code else type(cause).__name__
         raise RuntimeError(
-            f'{path} was not loaded ({found}). It is damaged, or no checkpoint: give a safetensors file or a PyTorch '
-            'checkpoint of tensors and plain values.') from error
+            f'{path} was not loaded ({found}). It is damaged, or not a checkpoint: give a safetensors file or a '
+            'PyTorch checkpoint of tensors and plain values.') from error
 
 
-class _PickledType:
-    """The type of an array in a pickle."""
-
-    def __init__(self, name: str, *args: object) -> None:
-        self.name = name
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.name = f'{state[1]}{self.name}'  # the order of its bytes
-
-
-class _PickledArray:
-    """An array in a pickle: its shape, type and bytes."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.state = state
-
-    def tensor(self) -> torch.Tensor:
-        """Return the values, in the memory that the bytes have and no more."""
-        _, shape, dtype, is_fortran, content = self.state
-        types = {'<f2': torch.float16, '<f4': torch.float32, '<f8': torch.float64}  # as NumPy spells them
-        values = torch.frombuffer(bytearray(memoryview(content)), dtype=types[dtype.name])
-        if is_fortran:  # the first dimension is the fastest
-            return values.reshape(shape[::-1]).permute(*reversed(range(len(shape))))
-        return values.reshape(shape)
-
-
-# What a pickle of NumPy's arrays asks for, and what it gets: nothing of NumPy runs, which builds an array of any size,
-# and of objects, if a file says so. numpy.core is of NumPy 1.
-_PICKLED: dict[str, Any] = {
-    'numpy.core.multiarray _reconstruct': _PickledArray, 'numpy._core.multiarray _reconstruct': _PickledArray,
-    'numpy ndarray': _PickledArray, 'numpy dtype': _PickledType,
-    '_codecs encode': lambda text, encoding: text.encode('latin-1'),  # bytes, in the second protocol of pickle
-    'builtins tuple': tuple, '__builtin__ tuple': tuple,  # a tensor, saved by itself: its name and the array
-}
+# numpy.core is of NumPy 1; _codecs.encode makes bytes in the second protocol of pickle; a tuple is a name and its array
+_NUMPY_GLOBALS = {
+    'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct', 'numpy.ndarray', 'numpy.dtype',
+    '_codecs.encode', 'builtins.tuple', '__builtin__.tuple'}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """A reader of NumPy's arrays and plain values, which runs nothing that a file names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if f'{module} {name}' not in _PICKLED:
+        if f'{module}.{name}' not in _NUMPY_GLOBALS:
             raise pickle.UnpicklingError(f'GLOBAL {module}.{name}')
-        return _PICKLED[f'{module} {name}']
+        return super().find_class(module, name)
 
 
 def _read_paddle(path: Path) -> dict[str, Any]:
-    """Return the tensors of a state dict that `paddle.save` wrote, NumPy's arrays by name in a plain pickle.
-
-    Args:
-        path: The file. What else is in it, as the table of Paddle's own names of the parameters, is left out.
-    """
+    """Return the tensors of a state dict that `paddle.save` wrote: a pickle of NumPy arrays by name, and nothing else."""
     with path.open('rb') as file:
         content = _ArrayUnpickler(file).load()
-    values = {key: value[1] if isinstance(value, tuple) else value for key, value in content.items()}
-    return {key: value.tensor() for key, value in values.items() if isinstance(value, _PickledArray)}
+    arrays = {key: value[1] if isinstance(value, tuple) else value for key, value in content.items()}
+    return {key: torch.from_numpy(array) for key, array in arrays.items() if isinstance(array, np.ndarray)}
