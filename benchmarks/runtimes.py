@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-import torch.nn as nn
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 import timm_mobilenext  # noqa: F401 - registers the models
@@ -76,16 +76,6 @@ def processor() -> tuple[str, list[str]]:
     return f'{name}, {os.cpu_count()} cores', [flag for flag in INSTRUCTIONS if flag in flags]
 
 
-def calibrate(model: nn.Module) -> nn.Module:
-    """Give the batch norms statistics that fit the weights; without, an untrained network answers about 1e-14."""
-    for m in model.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            m.momentum = None
-    with torch.no_grad():
-        model.train()(torch.randn(4, 3, SIZE, SIZE))
-    return model.eval()
-
-
 def convert(
         names: list[str], runtimes: list[str], folder: Path, has_bf16: bool, has_int8: bool) -> dict[Key, Path]:
     """Write the files of the networks for the runtimes; what cannot be made is left out with a line that says so."""
@@ -97,7 +87,9 @@ def convert(
         source = folder / name
         if runtime == 'pytorch':
             torch.manual_seed(0)
-            timm.models.save_for_hf(calibrate(timm.create_model(name)), str(source), safe_serialization=True)
+            model = timm.create_model(name)
+            update_bn([torch.randn(4, 3, SIZE, SIZE)], model)  # without, an untrained network answers about 1e-14
+            timm.models.save_for_hf(model, str(source), safe_serialization=True)
             files[runtime, name, 'eager'] = source / 'model.safetensors'
             continue
         engine = RUNTIMES[runtime]

@@ -1,6 +1,6 @@
 """Measure the page that runs the networks in a browser: latency, seconds to the first answer, large photographs.
 
-    npm ci --prefix timm_mobilenext/web && pip install '.[browser,compare,quickstart,web]' && python benchmarks/web.py
+    npm install onnxruntime-web@1.30.0 && pip install '.[browser,compare,quickstart,web]' && python benchmarks/web.py
 
 Needs Chromium and its driver. The networks have untrained weights, which take as long as others. Each pair of networks
 is timed by the page itself, in turn; the first answer is measured at 10 Mbit/s with a picture that was chosen at once.

@@ -164,7 +164,7 @@ def test_what_the_check_asks_for(precision, on_images, found, error, untrained, 
     file = 'model.onnx' if precision == 'fp32' else f'model.{precision}.onnx'
     monkeypatch.setattr(export, 'check', lambda *args: found if args[-1] == f'checking {file}' else (1., 0.))
     Image.new('RGB', (40, 40)).save(tmp_path / 'a.png')
-    options = dict(check_on=tmp_path, calibration=tmp_path) if on_images else {}
+    options = dict(check=tmp_path, calibration=tmp_path) if on_images else {}
     options |= {'fp32': {}, 'weights_int8': dict(weights=['int8']), 'int8': dict(int8=True)}[precision]
     if error:
         with pytest.raises(RuntimeError, match=f'^{SMALL} as {file} differs from PyTorch.*{error}.*--keep'):

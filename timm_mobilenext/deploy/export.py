@@ -13,7 +13,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +39,30 @@ USES = {
 
 @dataclass
 class Options:
-    """What else to write than plain files, for which images, and how to check all files.
+    """What else to write than plain files, for which images, and how to check all files; see the help of each."""
 
-    Attributes:
-        weights: Write more files, whose weights are stored in these precisions, int8 and fp16, if the format can.
-        int8: Write more files that compute in int8, if the format can.
-        calibration: Folder of images to calibrate int8 on.
-        check_on: Folder of images to check the files on; by default those for calibration, else noise.
-        num_images: How many images of a folder to take.
-        img_size: Height and width of an image in pixels, None for those of the model's config.
-        mean: Mean of the pixels, a value for each channel or one for all, None for that of the config.
-        std: The same for their standard deviation.
-        min_agreement: Share of images that have to get PyTorch's class.
-        keep: Keep files that do not match PyTorch, with a note.
-    """
-
-    weights: Sequence[str] = ()
-    int8: bool = False
-    calibration: str | Path | None = None
-    check_on: str | Path | None = None
-    num_images: int = 128
-    img_size: int | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    min_agreement: float = 0.9
-    keep: bool = False
+    weights: Sequence[str] = field(default=(), metadata=dict(
+        nargs='+', choices=['int8', 'fp16'], metavar='PRECISION',
+        help='write more files with weights stored in int8 or fp16, if the format can: small, and nearly as exact'))
+    int8: bool = field(default=False, metadata=dict(
+        action='store_true', help='write more files that compute in int8, if the format can'))
+    calibration: str | Path | None = field(default=None, metadata=dict(
+        metavar='DIR', help='folder of images to calibrate int8 and check all files on'))
+    check: str | Path | None = field(default=None, metadata=dict(
+        metavar='DIR', help='folder of images to check all files on (default: those for calibration, else noise)'))
+    num_images: int = field(default=128, metadata=dict(
+        type=int, metavar='N', help='how many images of a folder to take, evenly picked (default: %(default)s)'))
+    img_size: int | None = field(default=None, metadata=dict(
+        type=int, metavar='N', help="height and width in pixels (default: the model's)"))
+    mean: Sequence[float] | None = field(default=None, metadata=dict(
+        type=float, nargs='+', metavar='X', help="mean of the pixels, per channel or for all (default: the model's)"))
+    std: Sequence[float] | None = field(default=None, metadata=dict(
+        type=float, nargs='+', metavar='X', help="their standard deviation (default: the model's)"))
+    min_agreement: float = field(default=0.9, metadata=dict(
+        type=float, metavar='SHARE',
+        help='share of the images that have to get the same class as in PyTorch (default: %(default)s)'))
+    keep: bool = field(default=False, metadata=dict(
+        action='store_true', help='keep files that do not match PyTorch, with a note'))
 
 
 @dataclass
@@ -294,7 +293,7 @@ def write(
     model.pretrained_cfg = model.pretrained_cfg | data_config
     calibration, images = (
         None if given is None else read_images(given, data_config, chosen.num_images)
-        for given in (chosen.calibration, chosen.check_on))
+        for given in (chosen.calibration, chosen.check))
     images = calibration if images is None else images
     about = describe(converted, data_config, label_names)
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
@@ -350,31 +349,15 @@ def export(
     return [replace(row, path=output / row.path.name) for row in exported]
 
 
-def options(command: argparse.ArgumentParser) -> None:
-    """Add the options of a command that writes files of formats."""
-    command.add_argument('--weights', nargs='+', default=[], choices=['int8', 'fp16'], metavar='PRECISION', help=(
-        'write more files with weights stored in int8 or fp16: small, and nearly as exact as fp32'))
-    command.add_argument('--int8', action='store_true', help='write more files that compute in int8')
-    command.add_argument('--calibration', metavar='DIR', help='images to calibrate int8 and check all files on')
-    options_of_images(command)
-
-
-def options_of_images(command: argparse.ArgumentParser) -> None:
-    """Add the options of a command about the images of a model, and about the check of its files on some."""
-    command.add_argument('--check', metavar='DIR', dest='check_on', help=(
-        'images to check the files on (default: those for calibration, else noise)'))
-    command.add_argument('--num-images', type=int, default=128, metavar='N', help=(
-        'how many images to take, evenly picked (default: %(default)s)'))
-    command.add_argument('--img-size', type=int, metavar='N', help="pixels (default: the model's)")
-    command.add_argument('--mean', type=float, nargs='+', metavar='X', help="of the pixels (default: the model's)")
-    command.add_argument('--std', type=float, nargs='+', metavar='X', help="of the pixels (default: the model's)")
-    command.add_argument('--min-agreement', type=float, default=0.9, metavar='SHARE', help=(
-        'share of the images that have to get the same class as in PyTorch (default: %(default)s)'))
-    command.add_argument('--keep', action='store_true', help='keep files that do not match PyTorch')
+def options(command: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    """Add `Options` to a command, without some by name."""
+    for option in fields(Options):  # their metadata is argparse's
+        if option.name not in without:
+            command.add_argument(f'--{option.name.replace("_", "-")}', default=option.default, **option.metadata)
 
 
 def chosen(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what was given for `options` or `options_of_images`, as the options of `write`."""
+    """Return what was given for `options`, as the options of `write`."""
     return {field.name: vars(args)[field.name] for field in fields(Options) if field.name in args}
 
 

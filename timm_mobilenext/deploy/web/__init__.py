@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from timm.data import resolve_data_config
 
 from timm_mobilenext.cli import SOURCES, clear_errors, new_folder, parser, read_label_names
-from timm_mobilenext.deploy.export import USES, chosen, options_of_images, write
+from timm_mobilenext.deploy.export import USES, chosen, options, write
 from timm_mobilenext.deploy.runtimes import RUNTIMES
 from timm_mobilenext.doctor import count
 from timm_mobilenext.weights.authors import LICENSE
@@ -280,6 +280,7 @@ def server(folder: str | Path, port: int = 0) -> http.server.ThreadingHTTPServer
 def main(argv: list[str]) -> int:
     """Run `python -m timm_mobilenext web` with these arguments."""
     command = parser('web', __doc__)
+    command.usage = 'python -m timm_mobilenext web SOURCE [SOURCE ...] --output DIR [OPTIONS]'
     command.add_argument('sources', nargs='*', metavar='SOURCE', help=f'{SOURCES}; NAME=SOURCE to name it on the page')
     command.add_argument('--title', default=TITLE, help='title of the page (default: %(default)s)')
     command.add_argument('--weights', choices=['int8', 'fp16', 'fp32'], default='int8', help=(
@@ -288,7 +289,7 @@ def main(argv: list[str]) -> int:
         f'the npm package {PACKAGE} {VERSION} (default: the nearest in node_modules)'))
     command.add_argument('--serve', action='store_true', help='serve the site on this machine until Ctrl-C')
     command.add_argument('--port', type=int, default=8000, metavar='N', help='for --serve (default: %(default)s)')
-    options_of_images(command)
+    options(command, without=('weights', 'int8', 'calibration'))
     args = command.parse_args(argv)
     if not (args.sources or args.serve):
         command.error('give one or more SOURCEs to make a site, or --serve to serve the one in --output')
