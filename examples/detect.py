@@ -43,6 +43,8 @@ def find_annotations(root: Path, split: str) -> tuple[list[Path], Path]:
 
     They are those that ImageSets/Main lists, in the layout of PASCAL VOC, or those in the folder of the split's name.
     """
+    if not root.is_dir():
+        raise ValueError(f'Folder {root} does not exist.')
     listing, folder = root / 'ImageSets' / 'Main' / f'{split}.txt', root / split
     if listing.is_file():
         names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
@@ -306,7 +308,10 @@ def parse_args() -> argparse.Namespace:
     add('--workers', type=int, default=0, help='processes that load images (default: %(default)s)')
     add('--seed', type=int, default=0, help='(default: %(default)s)')
     add('--output', type=Path, default=Path('detect'), help='folder for what comes out (default: %(default)s)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.weights_backbone and not args.weights_backbone.is_file():
+        parser.error(f'--weights-backbone: file {args.weights_backbone} does not exist')
+    return args
 
 
 def main() -> None:
@@ -320,7 +325,7 @@ def main() -> None:
         model = ssdlite320(
             args.backbone, len(data.classes), args.pretrained, args.weights_backbone, args.backbone_kwargs,
             iou_thresh=args.iou_thresh, anchor_generator=DefaultBoxGenerator([[2, 3]] * 6, scales=args.scales))
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f'error: {error}')
     model.to(memory_format=torch.channels_last)
     params = sum(p.numel() for p in model.parameters())

@@ -110,7 +110,7 @@ def test_defaults_are_torchvisions():
 
 
 def test_recompute_act():
-    """`recompute_act` keeps less for the backward pass in a detector too, and the loss is the same."""
+    """With `recompute_act` a detector keeps less for the backward pass too, and the loss is the same."""
     kept, losses = {}, []
     for recompute_act in (False, True):
         torch.manual_seed(0)

@@ -146,8 +146,8 @@ def ssdlite320(
 
     As torchvision's `ssdlite320_mobilenet_v3_large`: it takes a list of images (3, H, W) with values from 0 to 1, in
     training a list of targets with `boxes` (N, 4) and `labels` (N,) too, and returns losses in training, else a list of
-    `boxes`, `labels` and `scores`. Unlike there the backbone keeps the norms and the initialization that timm gives
-    it, and images are normalized with its mean and standard deviation.
+    `boxes`, `labels` and `scores`. Unlike in that one, the backbone keeps the norms and the initialization that timm
+    gives it, and images are normalized with its mean and standard deviation.
 
     Args:
         backbone: Name of the backbone in timm.
