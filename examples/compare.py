@@ -4,8 +4,8 @@
 
 Three questions, in QUESTIONS: MobileNeXt or MobileNetV2, how much of the tensor should take the shortcut, and SandGlass
 or inverted residual in the same network. All networks of a question have equal multiply-adds and are trained from
-scratch on Fashion-MNIST and CIFAR-10, which are downloaded into DIR unless they are there. Any colour images can take
-the place of CIFAR-10: --photographs FOLDER, with train/<class>/ and test/<class>/ in it.
+scratch on Fashion-MNIST and CIFAR-10, which are downloaded into DIR unless they are there. Any colour images of one
+size can take the place of CIFAR-10: --photographs FOLDER, with train/<class>/ and test/<class>/ in it.
 
 A training that is interrupted resumes from its last epoch when the command is given again. Several of these commands
 with different --seeds can run beside each other. docs/compare.md has what came out.
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from timm_mobilenext import SandGlass, doctor
 
 IMAGE_SIZE = 64  # pixels, to which the 28 and 32 pixels of the images are enlarged: the networks divide them by 32
-BATCH_SIZE, LR, WEIGHT_DECAY, SMOOTHING, SHIFT = 64, 3e-3, 0.05, 0.1, 4  # SHIFT: of the crops, in pixels of the image
+LR, WEIGHT_DECAY, SMOOTHING, SHIFT = 3e-3, 0.05, 0.1, 4  # SHIFT: of the crops, in pixels of the image
 HALF = dict(width_mult=0.46)  # for the multiply-adds of mobilenetv2_050
 # label -> arguments of `create`
 MODELS: dict[str, dict[str, Any]] = {
@@ -50,12 +50,12 @@ QUESTIONS = {
     'identity': {'MobileNeXt': '74.02', 'identity 1/2': '74.09', 'identity 0': ''},
     'block': {'MobileNetV2 of SandGlass': '', 'MobileNetV2': ''},
 }
-# name of a set -> mean and standard deviation of its channels
-SETS = {
-    'CIFAR-10': ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
-    'Fashion-MNIST': ((0.286,), (0.353,)),
+# channels -> mean and standard deviation of such images: those of Fashion-MNIST and of CIFAR-10
+CHANNELS = {
+    3: ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+    1: ((0.286,), (0.353,)),
 }
-KEY = ('set', 'label', 'seed', 'images', 'epochs')  # what tells one training from all others
+KEY = ('set', 'label', 'seed', 'batch_size', 'epochs')  # what tells one training from all others
 
 
 def create(label: str, **kwargs: Any) -> torch.nn.Module:
@@ -103,11 +103,11 @@ def count(label: str, channels: int) -> tuple[int, int]:
     return doctor.count(model)[:2]
 
 
-def load(name: str, args: argparse.Namespace) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def load(channels: int, args: argparse.Namespace) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the images (B, C, H, W), as bytes, and the labels (B,) for training and for testing."""
     sets = []
     for train in (True, False):
-        if name == 'Fashion-MNIST':
+        if channels == 1:
             data: Any = FashionMNIST(args.data_dir, train=train, download=True)
             images, labels = data.data[:, None], data.targets
         elif args.photographs:
@@ -118,17 +118,14 @@ def load(name: str, args: argparse.Namespace) -> list[tuple[torch.Tensor, torch.
         else:
             data = CIFAR10(args.data_dir, train=train, download=True)
             images, labels = torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
-        if train and args.images:  # the first of each class
-            chosen = torch.cat([(labels == label).nonzero()[:args.images // 10, 0] for label in range(10)])
-            images, labels = images[chosen], labels[chosen]
         sets.append((images.contiguous(), labels.long()))
     return sets
 
 
-def prepare(images: torch.Tensor, name: str) -> torch.Tensor:
+def prepare(images: torch.Tensor) -> torch.Tensor:
     """Return images (B, C, H, W), bytes, normalized and of the networks' size."""
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in SETS[name])
-    images = F.interpolate(images / 255, size=IMAGE_SIZE, mode='bilinear')
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in CHANNELS[images.shape[1]])
+    images = F.interpolate(images / 255, size=IMAGE_SIZE, mode='bilinear', antialias=True)
     return ((images - mean) / std).to(memory_format=torch.channels_last)
 
 
@@ -145,10 +142,10 @@ def augment(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def evaluate(model: torch.nn.Module, data: tuple[torch.Tensor, torch.Tensor], name: str) -> float:
+def evaluate(model: torch.nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> float:
     """Return the top-1 accuracy in percent."""
     model.eval()
-    correct = sum((model(prepare(images, name)).argmax(1) == labels).sum() for images, labels in zip(
+    correct = sum((model(prepare(images)).argmax(1) == labels).sum() for images, labels in zip(
         *(part.split(256) for part in data), strict=True))
     return 100 * float(correct) / len(data[1])
 
@@ -156,7 +153,8 @@ def evaluate(model: torch.nn.Module, data: tuple[torch.Tensor, torch.Tensor], na
 def train(key: dict[str, Any], sets: list[tuple[torch.Tensor, torch.Tensor]], folder: Path) -> None:
     """Train one network on one set of images with one seed, and write a row for each epoch into a CSV file."""
     (images, labels), test = sets
-    name, epochs, steps = key['set'], key['epochs'], len(labels) // BATCH_SIZE
+    batch_size, epochs = key['batch_size'], key['epochs']
+    steps = len(labels) // batch_size
     torch.manual_seed(key['seed'])
     model = create(key['label'], num_classes=10, in_chans=images.shape[1]).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(model, opt='adamw', lr=LR, weight_decay=WEIGHT_DECAY)
@@ -175,8 +173,8 @@ def train(key: dict[str, Any], sets: list[tuple[torch.Tensor, torch.Tensor]], fo
         start = time.process_time()
         torch.manual_seed(1000 * key['seed'] + epoch)  # so that a training that is resumed sees the same images
         model.train()
-        for batch in torch.randperm(len(labels))[:steps * BATCH_SIZE].split(BATCH_SIZE):
-            logits = model(prepare(augment(images[batch]), name))
+        for batch in torch.randperm(len(labels))[:steps * batch_size].split(batch_size):
+            logits = model(prepare(augment(images[batch])))
             loss = F.cross_entropy(logits, labels[batch], label_smoothing=SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
@@ -185,8 +183,8 @@ def train(key: dict[str, Any], sets: list[tuple[torch.Tensor, torch.Tensor]], fo
         seconds = time.process_time() - start + (rows[-1]['cpu_seconds'] if rows else 0)
         rows.append(dict(
             **key, params=params, madds=madds, epoch=epoch + 1, cpu_seconds=seconds,
-            top1=round(evaluate(model, test, name), 2)))
-        print(f'{name}, {key["label"]}, seed {key["seed"]}, epoch {epoch + 1} of {epochs}: {rows[-1]["top1"]} %',
+            top1=round(evaluate(model, test), 2)))
+        print(f'{key["set"]}, {key["label"]}, seed {key["seed"]}, epoch {epoch + 1} of {epochs}: {rows[-1]["top1"]} %',
               flush=True)
         torch.save({part: value.state_dict() for part, value in parts.items()} | {'rows': rows}, f'{checkpoint}.tmp')
         os.replace(f'{checkpoint}.tmp', checkpoint)
@@ -258,7 +256,7 @@ def draw(question: str, rows: list[dict[str, str]], path: Path) -> None:
                 axis.plot(
                     [float(row['cpu_seconds']) / 60 for row in training], [float(row['top1']) for row in training],
                     '.-', color=f'C{color}', label=None if i else label)
-        axis.set_title(f'{name}, {rows[0]["epochs"]} epochs')
+        axis.set_title(name)
         axis.set_xlabel('CPU-minutes')
         axis.grid(alpha=0.3)
         axis.legend()
@@ -273,9 +271,10 @@ def main() -> None:
     add = parser.add_argument
     add('--data-dir', type=Path, required=True, help='root of the downloaded data sets')
     add('--photographs', type=Path, metavar='FOLDER', help='colour images in the place of CIFAR-10')
-    add('--sets', nargs='+', choices=SETS, default=list(SETS), help='(default: both)')
+    add('--channels', type=int, nargs='+', choices=CHANNELS, default=list(CHANNELS),
+        help='sets to train on, by their channels: 1 is Fashion-MNIST, 3 the photographs (default: both)')
     add('--questions', nargs='+', choices=QUESTIONS, default=list(QUESTIONS), help='(default: all)')
-    add('--images', type=int, default=0, help='how many to train on (default: all)')
+    add('--batch-size', type=int, default=64, help='(default: %(default)s)')
     add('--epochs', type=int, default=10, help='(default: %(default)s)')
     add('--seeds', type=int, nargs='+', default=[0, 1, 2], help='(default: %(default)s)')
     add('--output', type=Path, default=Path('compare'), help='folder (default: %(default)s)')
@@ -287,17 +286,22 @@ def main() -> None:
         sys.exit(f'The multiply-adds differ by more than 3 %: {madds}. Change the widths in MODELS.')
     folder = args.output / 'trainings'
     folder.mkdir(parents=True, exist_ok=True)
-    for name in args.sets:
-        keys = [dict(zip(KEY, (name, label, seed, args.images or 'all', args.epochs), strict=True))
-                for label in labels for seed in args.seeds]
+    for channels in args.channels:
+        photographs = args.photographs.name if args.photographs else 'CIFAR-10'
+        keys = [
+            dict(zip(KEY, (name, label, seed, args.batch_size, args.epochs), strict=True))
+            for name in ['Fashion-MNIST' if channels == 1 else photographs]
+            for seed in args.seeds for label in labels]
         missing = [key for key in keys if not path_of(key, folder, '.csv').exists()]
-        sets = load(name, args) if missing else []
+        sets = load(channels, args) if missing else []
         for key in missing:
             train(key, sets, folder)
     rows: list[dict[str, str]] = []
-    for path in sorted(folder.glob(f'*-{args.images or "all"}-{args.epochs}.csv')):
+    for path in sorted(folder.glob('*.csv')):
         with path.open() as file:
-            rows += csv.DictReader(file)
+            rows += [
+                row for row in csv.DictReader(file)
+                if (row['batch_size'], row['epochs']) == (str(args.batch_size), str(args.epochs))]
     for question in args.questions:
         of_question = [row for row in rows if row['label'] in QUESTIONS[question]]
         write(args.output / f'{question}.csv', of_question)

@@ -97,7 +97,7 @@ def command(digits, tmp_path) -> list[str]:
     (colour / 'test').symlink_to(digits / 'validation')
     return [
         sys.executable, str(ROOT / 'examples' / 'compare.py'), '--data-dir', str(tmp_path / 'data'), '--photographs',
-        str(colour), '--images', '70', '--questions', 'block', '--epochs', '2', '--seeds', '0', '1']
+        str(colour), '--questions', 'block', '--batch-size', '32', '--epochs', '2', '--seeds', '0', '1']
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_comparison_resumes(command, tmp_path):
         [*command, '--output', str(tmp_path / 'once')], check=True, capture_output=True, text=True, timeout=600).stdout
     rows = figures(tmp_path / 'once')
     assert Counter((row['set'], row['label'], row['seed']) for row in rows) == Counter(
-        (name, label, seed) for name in ('Fashion-MNIST', 'CIFAR-10') for label in QUESTIONS['block']
+        (name, label, seed) for name in ('Fashion-MNIST', 'digits') for label in QUESTIONS['block']
         for seed in '01' for _ in range(2))
     assert COMPARE['table']('block', results(tmp_path / 'once' / 'block.csv')) in printed
     assert (tmp_path / 'once' / 'block.png').read_bytes().startswith(b'\x89PNG')
