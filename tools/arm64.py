@@ -37,6 +37,7 @@ PACKAGE = (
     'torch==2.10.0', 'torchvision==0.25.0', 'timm', 'timmx', 'onnx', 'onnxscript', 'onnx-ir', 'ml-dtypes', 'numpy',
     'pillow', 'pyyaml', 'huggingface-hub', 'safetensors', 'tqdm', 'sympy', 'mpmath', 'networkx', 'jinja2', 'markupsafe',
     'fsspec', 'filelock', 'typing-extensions', 'packaging', 'httpx2', 'httpcore2', 'h11', 'anyio', 'idna', 'certifi',
+    'truststore', 'click', 'rich', 'typer', 'shellingham', 'markdown-it-py', 'mdurl', 'pygments', 'annotated-doc',
     'protobuf', 'setuptools', 'onnxruntime', 'flatbuffers')
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'), 'timm-mobilenext', 'arm64')
 # without the instructions for dot products of int8, with them, the newest
@@ -83,21 +84,27 @@ else:
         return np.array(extractor.extract('out0')[1])
 np.save(answers, [run(image[None]).flatten() for image in np.load(images)])
 '''
-# What runs on ARM with --package: golden answers of the reference code, folding, ONNX
+# What runs on ARM with --package: golden answers of the reference code, folding, the command that exports
 PACKAGE_CHECK = '''
-import sys, tempfile
-import numpy as np, onnxruntime, timm, torch
+import runpy, sys, tempfile
+import timm, torch
 import official
 from networks import FAMILIES
-from timm_mobilenext.deploy import runtimes
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
 torch.set_num_threads(1)
-print('torch', torch.__version__, 'timm', timm.__version__, flush=True)
+print('torch', torch.__version__, 'timm', timm.__version__)
 for name in FAMILIES:
     model, case = timm.create_model(name).eval(), official.case(name)
     model.load_state_dict(checkpoint_filter_fn(official.state_dict(case.split('/')[0]), model))
     with torch.inference_mode():
-        print(name, f'golden answer: {official.golden_error(model(official.images()), case):.1e}', flush=True)
+        print(f'{name} golden {official.golden_error(model(official.images()), case):.1e}')
+        folded = timm.utils.reparameterize_model(model)
+        print(f'{name} folded {official.golden_error(folded(official.images()), case):.1e}')
+with tempfile.TemporaryDirectory() as work:
+    timm.models.save_for_hf(model, work + '/network', safe_serialization=True)
+    sys.argv = [
+        'timm_mobilenext', 'export', work + '/network', '--format', 'onnx', '--img-size', '64', '--output', work + '/out']
+    runpy.run_module('timm_mobilenext', run_name='__main__')
 '''
 
 
