@@ -1,6 +1,5 @@
 """The examples in C++ and Node.js answer as Python does, and so do the files on the ARM instruction set."""
 import csv
-import importlib.util
 import json
 import os
 import shutil
@@ -13,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import photographs
 import pytest
-from networks import SHORT, need, needs_exporter
+from networks import FAMILIES, SHORT, need, needs_exporter
 from PIL import Image
 from timm.data import create_transform
 
+import timm_mobilenext
 from timm_mobilenext.deploy import runtimes
 
 ROOT = Path(__file__).parents[1]
@@ -126,11 +126,15 @@ def test_bad_jpeg(programs, files, tmp_path):
 
 
 @pytest.mark.parametrize('file', ['model.onnx', 'model.int8.onnx'])
-def test_node(file, files, images):
+def test_node(file, files, images, tmp_path):
     """The program for Node.js goes from a photograph to Python's logits and label."""
     if not (ROOT / 'examples/node/node_modules').is_dir():
         pytest.skip('npm has not installed the packages of examples/node/package.json')
-    check_program(['node', ROOT / 'examples/node/classify.js'], files / file, images)
+    # As in a checkout, with the package that is tested.
+    (tmp_path / 'timm_mobilenext').symlink_to(Path(timm_mobilenext.__file__).parent)
+    shutil.copytree(ROOT / 'examples/node', tmp_path / 'examples/node', ignore=shutil.ignore_patterns('node_modules'))
+    (tmp_path / 'examples/node/node_modules').symlink_to(ROOT / 'examples/node/node_modules')
+    check_program(['node', tmp_path / 'examples/node/classify.js'], files / file, images)
 
 
 @needs_arm
@@ -155,9 +159,14 @@ def test_files_on_arm(source, files, images, tmp_path):
 
 @needs_arm
 def test_package_on_arm():
-    """The package gives the reference code's answers on ARM, folds, and exports to ONNX."""
+    """On ARM the package gives the reference code's answers, also folded, and exports to ONNX."""
     done = subprocess.run(
-        [sys.executable, ROOT / 'tools/arm64.py', '--package', '--cache', os.environ['ARM64_CACHE']],
-        check=True, capture_output=True, text=True)
-    print(done.stdout)
-    assert 'ONNX' in done.stdout
+        [sys.executable, ROOT / 'tools/arm64.py', '--cache', os.environ['ARM64_CACHE'], '--processors', 'cortex-a76',
+         '--run', ROOT / 'tests/on_arm.py', *FAMILIES], check=True, stdout=subprocess.PIPE, text=True)
+    printed = done.stdout.splitlines()
+    errors = {line.split()[0]: line.split()[1:] for line in printed if line.startswith('mobilenext')}
+    assert errors.keys() == set(FAMILIES)
+    for name, (plain, folded) in errors.items():
+        assert float(plain) < 2e-3, name
+        assert float(folded) < 2e-3, name
+    assert 'model.onnx' in printed[-1]
