@@ -1,5 +1,6 @@
 """The examples in C++ and Node.js answer as Python does, and so do the files on the ARM instruction set."""
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +21,9 @@ import timm_mobilenext
 from timm_mobilenext.deploy import runtimes
 
 ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location('arm64', ROOT / 'tools/arm64.py')
+arm64 = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(arm64)
 # runtime -> its program of examples/cpp, and its file in fp32; the one in int8 is beside it
 PROGRAMS = {
     'onnx': ('onnxruntime', 'model.onnx'), 'openvino': ('openvino', 'model.xml'),
@@ -135,6 +139,17 @@ def test_node(file, files, images, tmp_path):
     shutil.copytree(ROOT / 'examples/node', tmp_path / 'examples/node', ignore=shutil.ignore_patterns('node_modules'))
     (tmp_path / 'examples/node/node_modules').symlink_to(ROOT / 'examples/node/node_modules')
     check_program(['node', tmp_path / 'examples/node/classify.js'], files / file, images)
+
+
+@needs_arm
+@pytest.mark.parametrize('runtime', ['onnx', 'openvino', 'executorch'])
+def test_cpp_on_arm(runtime, files, images):
+    """The program in C++, built for ARM, goes there from a photograph to Python's logits and label here."""
+    machine = arm64.Machine(Path(os.environ['ARM64_CACHE']))
+    name, file = PROGRAMS[runtime]
+    check_program(
+        [machine.qemu, '-cpu', machine.cpu, '-L', machine.root, machine.programs() / f'classify_{name}'], files / file,
+        images[:5])
 
 
 @needs_arm

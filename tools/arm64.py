@@ -188,7 +188,10 @@ def compare(machine: Machine, paths: Sequence[Path], images: Sequence[Path], cpu
         run = runtimes.load(path, threads=1)
         return np.stack([run(image[None]).flatten() for image in prepared])
 
-    expected, rows = here(paths[0].with_name('model.pt2')), []
+    reference, rows = paths[0].with_name('model.pt2'), []
+    if not reference.exists():
+        raise CannotRunError(f'{reference} does not exist. It says what PyTorch answers: export with --format torch-export.')
+    expected = here(reference)
     for path in paths:
         try:
             x86 = here(path)
