@@ -190,7 +190,7 @@ def compare(machine: Machine, paths: Sequence[Path], images: Sequence[Path], cpu
 
     reference, rows = paths[0].with_name('model.pt2'), []
     if not reference.exists():
-        raise CannotRunError(f'{reference} does not exist. It says what PyTorch answers: export with --format torch-export.')
+        raise CannotRunError(f'{reference} does not exist. Export torch-export too.')
     expected = here(reference)
     for path in paths:
         try:
