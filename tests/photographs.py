@@ -1,4 +1,4 @@
-"""Pieces of scikit-learn's two photographs, and networks that were trained to say which and from where of it they are."""
+"""Pieces of scikit-learn's two photographs, and networks that are trained to say which piece of which one they see."""
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

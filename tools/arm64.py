@@ -1,13 +1,14 @@
-"""Run exported files on the ARM instruction set: an ARM Linux of Debian's and PyPI's packages, which QEMU emulates.
+r"""Run exported files on the ARM instruction set: an ARM Linux of Debian's and PyPI's packages, which QEMU emulates.
 
-    python -m timm_mobilenext export SOURCE --format onnx openvino executorch ncnn torch-export --int8 \\
+    python -m timm_mobilenext export SOURCE --format onnx openvino executorch ncnn torch-export --int8 \
         --calibration images --output files
     python tools/arm64.py files --images images
 
-prints for each file and each processor how many images get the class that PyTorch gives here (`model.pt2` says it), and
-the largest difference of a logit. The images are JPEG files. ExecuTorch's wheel for ARM wants a PyTorch without CUDA of
-the same version, which PyPI does not have: its files are run by examples/cpp. `--package` runs the package itself on
-ARM. Nothing is installed: the packages lie unpacked in --cache. Says nothing of speed.
+prints for each file and processor the share of JPEG images that get the class that PyTorch gives here, by `model.pt2`,
+and the largest difference of a logit, in standard deviations of all logits, to PyTorch and to the same file here. It
+says nothing of speed. Files of ExecuTorch are run by examples/cpp, as its Python package for ARM wants its own version
+of PyTorch, which PyPI has only for CUDA. `--run` runs a script that imports this package, by an older PyTorch. Nothing
+is installed: the packages lie unpacked in --cache.
 """
 import argparse
 import csv
@@ -23,6 +24,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from timm.data import create_transform
+
+import timm_mobilenext
+from timm_mobilenext.deploy import runtimes
 
 ROOT = Path(__file__).parents[1]
 SUITE, PYTHON = 'trixie', '3.13'
@@ -37,80 +43,24 @@ PACKAGE = (
     'torch==2.10.0', 'torchvision==0.25.0', 'timm', 'timmx', 'onnx', 'onnxscript', 'onnx-ir', 'ml-dtypes', 'numpy',
     'pillow', 'pyyaml', 'huggingface-hub', 'safetensors', 'tqdm', 'sympy', 'mpmath', 'networkx', 'jinja2', 'markupsafe',
     'fsspec', 'filelock', 'typing-extensions', 'packaging', 'httpx2', 'httpcore2', 'h11', 'anyio', 'idna', 'certifi',
+    'truststore', 'click', 'rich', 'typer', 'shellingham', 'markdown-it-py', 'mdurl', 'pygments', 'annotated-doc',
     'protobuf', 'setuptools', 'onnxruntime', 'flatbuffers')
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'), 'timm-mobilenext', 'arm64')
 # without the instructions for dot products of int8, with them, the newest
 PROCESSORS = ('cortex-a72', 'cortex-a76', 'max')
 SUFFIXES = ('.onnx', '.xml', '.pte', '.tflite', '.ncnn.param')
-# What runs on ARM: python -c GUEST FILE IMAGES ANSWERS
-GUEST = '''
-import sys
-import numpy as np
-path, images, answers = sys.argv[1:]
-if path.endswith('.onnx'):
-    import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options)
-    run = lambda image: session.run(None, {'input': image})[0]
-elif path.endswith('.xml'):
-    import openvino
-    options = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': 1}
-    compiled = openvino.Core().compile_model(path, 'CPU', options)
-    run = lambda image: compiled(image)[0]
-elif path.endswith('.tflite'):
-    from ai_edge_litert.interpreter import Interpreter
-    runner = Interpreter(path, num_threads=1).get_signature_runner()
-    (name, given), = runner.get_input_details().items()
-    answer, = runner.get_output_details().values()
-    def run(image):
-        if given['dtype'] == np.int8:
-            scale, zero = given['quantization']
-            image = np.clip(np.rint(image / scale + zero), -128, 127).astype(np.int8)
-        logits, = runner(**{name: image}).values()
-        scale, zero = answer['quantization'] if answer['dtype'] == np.int8 else (1, 0)
-        return (logits.astype(np.float32) - zero) * scale
-else:
-    import ncnn
-    net = ncnn.Net()
-    net.opt.num_threads = 1
-    for half in 'use_fp16_packed', 'use_fp16_storage', 'use_fp16_arithmetic', 'use_bf16_storage':
-        setattr(net.opt, half, False)
-    assert not net.load_param(path) and not net.load_model(path.removesuffix('.param') + '.bin')
-    def run(image):
-        extractor = net.create_extractor()
-        extractor.input('in0', ncnn.Mat(image[0]))
-        return np.array(extractor.extract('out0')[1])
-np.save(answers, [run(image[None]).flatten() for image in np.load(images)])
-'''
-# What runs on ARM with --package: golden answers of the reference code, folding, ONNX
-PACKAGE_CHECK = '''
-import sys, tempfile
-import numpy as np, onnxruntime, timm, torch
-import official
-from networks import FAMILIES
-from timm_mobilenext.deploy import runtimes
-from timm_mobilenext.mobilenext import checkpoint_filter_fn
-torch.set_num_threads(1)
-print('torch', torch.__version__, 'timm', timm.__version__, flush=True)
-for name in FAMILIES:
-    model, case = timm.create_model(name).eval(), official.case(name)
-    model.load_state_dict(checkpoint_filter_fn(official.state_dict(case.split('/')[0]), model))
-    with torch.inference_mode():
-        print(name, f'golden answer: {official.golden_error(model(official.images()), case):.1e}', flush=True)
-'''
 
 
-class Failed(Exception):
+class CannotRunError(Exception):
     """Something cannot be run here, and why."""
 
 
 def call(*command: str | Path, **options: object) -> str:
-    """Return what a command prints, or raise `Failed` with the end of what it complains of."""
+    """Return what a command prints, or raise `CannotRunError` with the end of what it complains of."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f'exit status {done.returncode}']
-        raise Failed(lines[-1].strip())
+        raise CannotRunError(lines[-1].strip())
     return done.stdout
 
 
@@ -122,13 +72,13 @@ class Machine:
         cpu: Name of the processor, as `qemu-aarch64 -cpu help` lists them.
 
     Raises:
-        Failed: If it cannot be made here.
+        CannotRunError: If it cannot be made here.
     """
 
     def __init__(self, cache: Path, cpu: str = PROCESSORS[0]) -> None:
         for tool in ('apt-get', 'dpkg-deb'):
             if not shutil.which(tool):
-                raise Failed(f'The emulated machine is made of Debian packages, and there is no {tool} here.')
+                raise CannotRunError(f'The emulated machine is made of Debian packages, and there is no {tool} here.')
         self.cache, self.cpu = cache.absolute(), cpu
         self.root = self.kept('root', DEBIAN, lambda folder: self.unpack('arm64', DEBIAN, folder))
         here = call('dpkg', '--print-architecture').strip()
@@ -150,7 +100,7 @@ class Machine:
         index = call('apt-get', 'indextargets', '--format', '$(REPO_URI) $(COMPONENT) $(CREATED_BY)')
         addresses = {line.split()[0] for line in index.splitlines() if line.endswith('/debian/ main Packages')}
         if not addresses:
-            raise Failed("The emulated machine is made of Debian packages, and apt's sources here are not Debian's.")
+            raise CannotRunError("The emulated machine is made of Debian packages, and apt's sources are not Debian's.")
         with tempfile.TemporaryDirectory(dir=self.cache) as state:
             for part in ('lists/partial', 'archives/partial', 'packages'):
                 Path(state, part).mkdir(parents=True)
@@ -159,9 +109,9 @@ class Machine:
                 f'deb [arch={architecture} signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] '
                 f'{address} {SUITE} main\n' for address in sorted(addresses)))
             Path(state, 'config').write_text(
-                f'APT::Architecture "{architecture}"; APT::Architectures {{ "{architecture}"; }}; APT::Sandbox::User ""; '
-                f'Dir::State "{state}"; Dir::State::status "{state}/status"; Dir::Cache "{state}"; '
-                f'Dir::Etc::sourcelist "{state}/sources"; Dir::Etc::sourceparts "-";')
+                f'APT::Architecture "{architecture}"; APT::Architectures {{ "{architecture}"; }}; '
+                f'APT::Sandbox::User ""; Dir::State "{state}"; Dir::State::status "{state}/status"; '
+                f'Dir::Cache "{state}"; Dir::Etc::sourcelist "{state}/sources"; Dir::Etc::sourceparts "-";')
             environment = os.environ | {'APT_CONFIG': f'{state}/config'}
             call('apt-get', 'update', '--error-on=any', env=environment)
             call('apt-get', 'download', *packages, env=environment, cwd=Path(state, 'packages'))
@@ -222,17 +172,13 @@ def answers(machine: Machine, path: Path, images: Sequence[Path], prepared: np.n
         return np.array([[float(word) for word in line.split('\t')[1:]] for line in printed.splitlines()])
     np.save(work / 'images.npy', prepared)
     machine.python(
-        '-c', GUEST, path, work / 'images.npy', work / 'answers.npy', path=[machine.wheels('site', RUNTIMES)])
+        Path(__file__).with_name('arm64_guest.py'), path, work / 'images.npy', work / 'answers.npy',
+        path=[machine.wheels('site', RUNTIMES)])
     return np.load(work / 'answers.npy')
 
 
 def compare(machine: Machine, paths: Sequence[Path], images: Sequence[Path], cpus: Sequence[str]) -> list[dict]:
     """Return what files answer on each processor beside what PyTorch answers here."""
-    from PIL import Image
-    from timm.data import create_transform
-
-    from timm_mobilenext.deploy import runtimes
-
     about = json.loads(paths[0].with_name('model.json').read_text())
     transform = create_transform(**{key: about[key] for key in (
         'input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')})
@@ -242,7 +188,10 @@ def compare(machine: Machine, paths: Sequence[Path], images: Sequence[Path], cpu
         run = runtimes.load(path, threads=1)
         return np.stack([run(image[None]).flatten() for image in prepared])
 
-    expected, rows = here(paths[0].with_name('model.pt2')), []
+    reference, rows = paths[0].with_name('model.pt2'), []
+    if not reference.exists():
+        raise CannotRunError(f'{reference} does not exist. Export torch-export too.')
+    expected = here(reference)
     for path in paths:
         try:
             x86 = here(path)
@@ -258,7 +207,7 @@ def compare(machine: Machine, paths: Sequence[Path], images: Sequence[Path], cpu
                 row['difference'] = float(np.abs(found - expected).max() / expected.std())
                 if x86 is not None:
                     row['from_x86'] = float(np.abs(found - x86).max() / expected.std())
-            except Failed as error:
+            except CannotRunError as error:
                 row['error'] = str(error)
             rows.append(row)
             print('  '.join(f'{key} {value:.2g}' if isinstance(value, float) else str(value)
@@ -268,26 +217,33 @@ def compare(machine: Machine, paths: Sequence[Path], images: Sequence[Path], cpu
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folders', nargs='*', type=Path, metavar='FOLDER', help='what export wrote; the first has model.pt2')
+    parser.add_argument('folders', nargs='*', type=Path, metavar='FOLDER',
+                        help='what export wrote, the first with model.pt2; none: make the machine')
     parser.add_argument('--images', type=Path, metavar='DIR', help='JPEG files, also in folders')
     parser.add_argument('--num-images', type=int, default=40, metavar='N', help='how many of them (default: 40)')
     parser.add_argument('--processors', nargs='+', default=PROCESSORS, metavar='NAME',
                         help=f'as QEMU names them (default: {" ".join(PROCESSORS)})')
-    parser.add_argument('--package', action='store_true', help='run the package itself, by PyTorch for ARM')
-    parser.add_argument('--cache', type=Path, default=CACHE, metavar='DIR', help=f'where the machine is kept (default: {CACHE})')
+    parser.add_argument('--run', nargs='+', metavar='WORD', help='a Python script to run, and its arguments')
+    parser.add_argument('--cache', type=Path, default=CACHE, metavar='DIR',
+                        help='where the machine is kept (default: ~/.cache/timm-mobilenext/arm64)')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write what was found there too')
     args = parser.parse_args()
     try:
         machine = Machine(args.cache, args.processors[0])
-        if args.package:
-            path = [machine.wheels('package', PACKAGE), ROOT, ROOT / 'tests']
-            print(machine.python('-c', PACKAGE_CHECK, path=path))
+        if args.run:
+            with tempfile.TemporaryDirectory() as work:
+                Path(work, 'timm_mobilenext').symlink_to(Path(timm_mobilenext.__file__).parent)
+                path = [machine.wheels('package', PACKAGE), Path(work)]
+                print(machine.python(*args.run, path=path))
+            return
+        if not args.folders:
+            print(f'The machine is in {args.cache}.')
             return
         paths = [path for folder in args.folders for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES)]
         images = sorted(args.images.rglob('*.jpg'))
         images = images[::max(1, len(images) // args.num_images)][:args.num_images]
         rows = compare(machine, paths, images, args.processors)
-    except Failed as error:
+    except CannotRunError as error:
         sys.exit(f'error: {error}')
     if args.csv:
         with args.csv.open('w', newline='') as file:

@@ -16,9 +16,9 @@ from PIL import Image
 from timm_mobilenext.deploy import runtimes
 
 TEXT = (DOCS / 'mobile.md').read_text()
-PREPARE, _, DEVICES = TEXT.partition('## Prepare an image')[2].partition('## Load and run')
-SECTIONS = dict(re.findall(r'^### (.*?)\n(.*?)(?=^##)', DEVICES, re.MULTILINE | re.DOTALL))
-# section -> its runtimes, and the file that its Python runs
+SCRIPT = re.findall(r'## Classify an image\n\n```python\n(.*?)```', TEXT, re.DOTALL)[0]
+SECTIONS = dict(re.findall(r'^### (.*?)\n(.*?)(?=^##)', TEXT, re.MULTILINE | re.DOTALL))
+# section -> the runtimes that it is about, and the file that its Python runs
 RUNS = {
     'ONNX Runtime': (['onnx'], 'files/model.int8.onnx'),
     'OpenVINO': (['openvino'], 'files/model.xml'),
@@ -32,10 +32,11 @@ pytestmark = [needs_exporter, pytest.mark.slow]
 
 @pytest.fixture(scope='module')
 def folder(trained, digits, tmp_path_factory) -> Path:
-    """A folder as the page describes it: a checkpoint, images, one image."""
+    """A folder as the page has it: a checkpoint, names of classes, images, one image."""
     folder = tmp_path_factory.mktemp('mobile')
     (folder / 'model_best.pth.tar').symlink_to(trained)
     (folder / 'images').symlink_to(digits / 'validation')
+    (folder / 'labels.txt').write_text(''.join(f'digit {i}\n' for i in range(10)))
     with Image.open(next((digits / 'validation' / '3').iterdir())) as image:
         image.save(folder / 'image.jpg')
     return folder
@@ -59,21 +60,22 @@ def test_command(command, folder):
 
 
 def test_sections():
-    """All Python of the page is run, and what only runs elsewhere says that nobody has run it."""
-    assert {title for title, text in SECTIONS.items() if '```python' in text} == RUNS.keys()
-    for language in ('kotlin', 'swift', 'cpp'):
+    """What runs in Python here is run, and what runs elsewhere says that nobody has run it."""
+    assert {title for title, text in SECTIONS.items() if '```python' in text} == RUNS.keys() - {'ONNX Runtime'}
+    for language in ('kotlin', 'swift'):
         assert len(re.findall(f'not run:\n\n```{language}', TEXT)) == TEXT.count(f'```{language}') > 0
 
 
 @pytest.mark.parametrize('section', RUNS)
-def test_code(section, folder):
-    """The Python of a section gives the answer of the file as `runtimes.load` runs it."""
+def test_code(section, folder, capsys):
+    """The script, with the lines of a section, prints the label, and gives the answer of `runtimes.load`."""
     names, file = RUNS[section]
     for name in names:
         need(name)
     for command in commands(SECTIONS[section], marked=True) or commands(TEXT)[:1]:
         run(command, folder)
-    code = ''.join(re.findall(r'```python\n(.*?)```', PREPARE + SECTIONS[section], re.DOTALL))
+    start, own, end = SCRIPT.rsplit('\n\n', 2)
+    code = '\n\n'.join([start, *(re.findall(r'```python\n(.*?)```', SECTIONS[section], re.DOTALL) or [own]), end])
     namespace: dict = {}
     with contextlib.chdir(folder):
         if not Path('files').exists():
@@ -84,3 +86,4 @@ def test_code(section, folder):
     logits = np.asarray(logits.detach() if hasattr(logits, 'detach') else logits).flatten()
     np.testing.assert_allclose(logits, expected, atol=1e-2 * expected.std())  # ncnn computes in less than fp32
     assert logits.argmax() == 3
+    assert capsys.readouterr().out.endswith('digit 3\n')

@@ -239,7 +239,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _read_paddle(path: Path) -> dict[str, Any]:
-    """Return the tensors of a state dict that `paddle.save` wrote: a pickle of NumPy arrays by name, and nothing else."""
+    """Return the tensors of a state dict that `paddle.save` wrote: a pickle of NumPy arrays by name."""
     with path.open('rb') as file:
         content = _ArrayUnpickler(file).load()
     arrays = {key: value[1] if isinstance(value, tuple) else value for key, value in content.items()}
