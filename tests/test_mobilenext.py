@@ -58,7 +58,7 @@ def test_weights_are_registered():
     for tag in tags:
         cfg = timm.get_pretrained_cfg(tag)
         assert (cfg.url, cfg.hf_hub_filename) == (find_source(tag).url, 'model.safetensors')
-        assert re.fullmatch(f'(timm-mobilenext/{tag}@[0-9a-f]{{40}})?', cfg.hf_hub_id)
+        assert re.fullmatch(f'(timm-mobilenext/{tag}@[0-9a-f]{{40}})?', cfg.hf_hub_id or '')
 
 
 @pytest.mark.parametrize('name', [SMALL, 'mobilenext_100', 'mobilenext_s'])

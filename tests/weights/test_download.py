@@ -72,7 +72,7 @@ def test_place(tmp_path, monkeypatch):
     assert place() == f"cache of torch.hub, authors' file ({source.name})"
     monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args: 'x/model.safetensors')
     assert place() == f'cache of the Hub ({pinned.hf_hub_id})'
-    assert (cfg.url, cfg.hf_hub_id) == (source.url, '')
+    assert (cfg.url, cfg.hf_hub_id) == (source.url, None)
 
 
 @pytest.mark.parametrize('fault', ['refused', 'black hole', 'no such name'])

@@ -243,4 +243,7 @@ def _read_paddle(path: Path) -> dict[str, Any]:
     with path.open('rb') as file:
         content = _ArrayUnpickler(file).load()
     arrays = {key: value[1] if isinstance(value, tuple) else value for key, value in content.items()}
-    return {key: torch.from_numpy(array) for key, array in arrays.items() if isinstance(array, np.ndarray)}
+    # PaddlePaddle saves bfloat16 as integers of its bits, which are left out, and missed where the model is loaded
+    return {
+        key: torch.from_numpy(array) for key, array in arrays.items()
+        if isinstance(array, np.ndarray) and array.dtype.kind == 'f'}
