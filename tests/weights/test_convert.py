@@ -138,11 +138,9 @@ def test_label_names(tmp_path):
 
 
 @pytest.mark.parametrize(('model', 'args', 'theirs'), [
-    ('mobilenext_100', dict(pretrained=True), True),
     ('mobilenext_100.in1k', dict(pretrained=True, pretrained_path=None), True),
     ('hf-hub:timm-mobilenext/mobilenext_100.in1k', dict(pretrained=True), True),
     ('mobilenext_100', dict(pretrained=True, pretrained_path='other.pth'), False),
-    ('mobilenext_100', dict(pretrained=True, initial_checkpoint='other.pth'), False),
     ('hf-hub:me/mobilenext_100', dict(pretrained=True), False),
     ('mobilenext_100', dict(pretrained=False), False),
 ])
@@ -233,9 +231,7 @@ def test_weights_that_do_not_come_back(tuned, tmp_path, monkeypatch):
     assert not (tmp_path / 'new').exists()
 
 
-@pytest.mark.parametrize(('error', 'said'), [
-    (ImportError('it'), 'it'), (OSError('it'), 'it'), (RuntimeError('it'), 'it'), (ValueError('it'), 'it'),
-    (HTTPError('it'), 'it'), (KeyboardInterrupt(), 'interrupted')])
+@pytest.mark.parametrize(('error', 'said'), [(HTTPError('it'), 'it'), (KeyboardInterrupt(), 'interrupted')])
 def test_one_line(error, said):
     """Whatever a library calls a failure, a command ends in one line without a traceback."""
     with pytest.raises(SystemExit) as end, clear_errors():

@@ -8,7 +8,6 @@ import signal
 import socket
 from pathlib import Path
 
-import official
 import pytest
 import timm
 import torch
@@ -253,12 +252,3 @@ def test_read_training_checkpoint(tmp_path):
              args=argparse.Namespace(model='efficienti2rnet_b0')), path, _use_new_zipfile_serialization=False)
     assert torch.equal(read(path)['conv.weight'], weights['conv.weight'])
     assert read(path, use_ema=False)['conv.weight'].tolist() == [0, 0]
-
-
-def test_weights_that_accuracies_are_of(known_files):
-    """Of the authors' files those weights are read that their accuracies are of, from files that have others too."""
-    for name in ('mobilenext_100', 'mobilenext_s'):
-        source = SOURCES[name]
-        assert source.ema == (name == 'mobilenext_s')
-        found, expected = read(known_files[name], source.ema), official.state_dict(official.case(name).split('/')[0])
-        assert all(torch.equal(found[key], expected[key]) for key in expected)

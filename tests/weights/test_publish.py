@@ -3,14 +3,13 @@ import argparse
 import json
 import re
 import shutil
-from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
-from networks import SMALL, needs_exporter
+from networks import SMALL
 from PIL import Image
 
 from timm_mobilenext.deploy.export import Exported
@@ -211,26 +210,12 @@ def test_card_of_a_training_run(dataset, tmp_path):
     (dict(url='file:///home/me/x', dir_info={}), 'needs the Python package `timm-mobilenext` ')])
 def test_installation_in_the_card(said, line, checkpoint, monkeypatch):
     """The card says how to install the package as the copy that wrote it was installed, if others can do so."""
-    monkeypatch.setattr(Distribution, 'read_text', None, raising=False)
     monkeypatch.setattr(
         'timm_mobilenext.weights.publish.distribution',
         lambda name: argparse.Namespace(read_text=lambda file: said and json.dumps(said)))
     text = card(load(checkpoint, SMALL), 'me/mine')
     assert line in text
     assert ('pip install' in text) == ('pip install' in line)
-
-
-@pytest.mark.slow
-@needs_exporter
-@pytest.mark.parametrize('options', [dict(num_images=1, img_size=32), None])
-def test_formats_of_a_function_call(options, checkpoint, tmp_path):
-    """The function `publish` writes files for mobile runtimes too, with options of export or with none."""
-    options = options and dict(options, keep=True)
-    publish(
-        checkpoint, tmp_path / 'out', 'me/mine', model=SMALL, license='mit', formats=['torchscript'],
-        export_options=options)
-    about = json.loads((tmp_path / 'out' / 'model.json').read_text())
-    assert about['files'][0]['input_size'] == [3, *[32 if options else 224] * 2]
 
 
 def test_card_of_files(checkpoint):
