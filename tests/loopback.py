@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == 'foreign':
             self.answer(200, b'<html>Log in to this network</html>', ETag='"page"')
         elif not (self.server.hub / repo_id).is_dir() or (fault == 'private' and is_anonymous):
-            # The Hub gives anonymous callers a bare 401, which its client takes for this on https alone.
+            # The Hub gives anonymous callers a bare 401, which its client takes for this only on https.
             self.refuse(401 if is_anonymous else 404, 'RepoNotFound', 'Repository not found')
         else:
             return False

@@ -1,4 +1,4 @@
-"""The authors' recorded layouts and answers, and weights made by formula. No file of theirs.
+"""The authors' recorded layouts and answers, and weights made by formula. No file of the authors is kept.
 
 `data/official.json` has the keys and shapes of the authors' state dicts with their parameters and multiply-adds,
 `data/golden.json` what their code answered (torch 2.14.1, CPU) with its weights filled by the formula below and fed
@@ -24,7 +24,7 @@ PADDLE = json.loads(Path(__file__).with_name('data').joinpath('paddle.json').rea
 
 
 def uniform(key: str, n: int) -> np.ndarray:
-    """Return n numbers in [0, 1), float64, that depend on `key` and their place alone."""
+    """Return n numbers in [0, 1), float64, that depend only on `key` and their place."""
     with np.errstate(over='ignore'):
         h = np.arange(n, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(zlib.crc32(key.encode()))
         for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # murmur3's finalizer

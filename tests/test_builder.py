@@ -40,6 +40,7 @@ for name in {list(SOURCES)}:
     assert client.stderr == ''
 
 
+@pytest.mark.slow
 def test_authors_file(server, client):
     """Of what is not pinned the authors' file is loaded, raw weights or EMA; from then on it needs no network."""
     names = ['mobilenext_100', 'mobilenext_s']
@@ -78,6 +79,7 @@ assert model.pretrained_cfg['crop_pct'] == 1.0 and 'state_dict' not in model.pre
     assert not weights_in(client.torch_cache)
 
 
+@pytest.mark.slow
 def test_pinned_commit(on_hub, server, client):
     """A pinned commit is taken of the Hub, and offline from its cache, whatever the repository has now."""
     assert client.run(LOCATE) == f'Hub ({on_hub})'
@@ -117,6 +119,7 @@ def test_what_the_user_names(on_hub, server, client, monkeypatch):
     assert torch.equal(model.classifier.weight, state['classifier.weight'])
 
 
+@pytest.mark.slow
 def test_damaged_hub_cache(on_hub, client):
     """A cached file of the Hub that lost its end is not loaded; the error names it, and without it all is well."""
     client.run(CREATE.format(''))
@@ -137,6 +140,7 @@ def test_architectures_without_weights():
     assert timm.get_pretrained_cfg('mobilenext_100').tag == 'in1k'
 
 
+@pytest.mark.slow
 def test_local_files(tmp_path, known_files):
     """docs/weights.md has a table of what goes with which file; the authors' kind of file and a converted one do it."""
     theirs = known_files['mobilenext_s']

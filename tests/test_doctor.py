@@ -33,6 +33,7 @@ def test_command():
     assert result.stdout.rstrip().endswith('import timm_mobilenext  # this line registers the models with timm')
 
 
+@pytest.mark.slow
 def test_places(on_hub, client):
     """Each weight is said to be where it is then taken from."""
     found = places(client.run("""

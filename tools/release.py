@@ -79,7 +79,7 @@ def difference(repo_id: str, revision: str, ours: Path) -> str:
     if weights.keys() != our_weights.keys():
         return f'other tensors: {", ".join(sorted(weights.keys() ^ our_weights.keys()))}'
     other = [key for key in weights if weights[key] != our_weights[key]]
-    return f'other values in {len(other)} of {len(weights)} tensors, {other[0]} for one' if other else ''
+    return f'other values in {len(other)} of {len(weights)} tensors, e.g. {other[0]}' if other else ''
 
 
 def published(repo_id: str, ours: Path) -> str | None:
@@ -133,7 +133,7 @@ def problem(tag: str) -> str:
         with tempfile.TemporaryDirectory() as work:
             ours = convert(tag, Path(work, tag)) / WEIGHTS_NAME
             found = difference(repo_id, revision, ours)
-    except Exception as error:  # whatever it is, it is no release
+    except Exception as error:  # whatever it is, nothing can be released
         found = f'{type(error).__name__}: {" ".join(str(error).split())}'
     return f'{hub_id}: {found}' if found else ''
 

@@ -65,7 +65,7 @@ def test_other_layouts_of_the_same_network():
 
 
 def test_layout_of_another_padding():
-    """The keys of Efficientmnext, which pads and normalizes differently, load into a model that does so alone."""
+    """The keys of Efficientmnext, which pads and normalizes differently, load only into a model that does so."""
     names = {'dw_start.conv': 'dwise_conv1', 'dw_start.bn': 'bn1', 'pw_reduce.conv': 'project_layer',
              'pw_reduce.bn': 'bn2', 'pw_expand.conv': 'expand_layer', 'pw_expand.bn': 'bn3',
              'dw_end.conv': 'dwise_conv2', 'dw_end.bn': 'bn4', 'se.fc1': 'se.conv_reduce', 'se.fc2': 'se.conv_expand'}

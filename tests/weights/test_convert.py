@@ -58,7 +58,7 @@ def test_authors_file(tmp_path, known_files):
     assert config['pretrained_cfg']['input_size'] == [3, 224, 224]
     assert not {'model_args', 'label_names'} & config.keys()
     modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
-    assert len(modes) == 1  # safetensors alone would write a file that other users cannot read
+    assert len(modes) == 1  # safetensors itself writes a file that other users cannot read
 
 
 def test_command_downloads(server, client):
@@ -187,7 +187,7 @@ def test_wrong_architecture(tmp_path, known_files):
     (['no.pth', '--model', SMALL], 'There is no checkpoint no.pth, and --model mobilenext_035 names the architecture'),
     (['mute.pth'], 'mute.pth does not say which architecture it is of. Name it, e.g. --model mobilenext_050.'),
     (['mute.pth', '--model', 'mobilenext_36'], 'There is no model mobilenext_36 (--model). Did you mean mobilenext_'),
-    (['text.pth', '--model', SMALL], 'text.pth was not loaded (UnpicklingError). It is damaged, or no checkpoint: '),
+    (['text.pth', '--model', SMALL], 'text.pth was not loaded (UnpicklingError). It is damaged, or not a check'),
     (['checkpoint-3.pth.tar', '--model', 'mobilenext_050'],
      'checkpoint-3.pth.tar is of mobilenext_035, not of mobilenext_050: give --model mobilenext_035, or leave it out.'),
     (['checkpoint-3.pth.tar', '--label-names', 'text.pth'], '1 label names for 5 classes: give one name for each.'),

@@ -111,6 +111,7 @@ def test_name_server_that_never_answers(monkeypatch):
         assert download._hub_problem('me/mine', 'abc') == 'no answer'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('fault', 'message', 'requests'), [
     ('cut', "OSError: The authors' file {url} could not be downloaded to {path}: {half} of {size} bytes came", 3),
     ('changed', 'RuntimeError: {url} gave {size} bytes with git blob id', 1),
@@ -180,6 +181,7 @@ def test_two_at_once(server, client):
     assert len(list(client.torch_cache.iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='a process that is sent SIGINT ends at once here')
 def test_ctrl_c(server, client):
     """Ctrl-C in the middle of a download leaves nothing that would be loaded, and the next start is as the first."""
@@ -234,11 +236,11 @@ def test_read_runs_no_code(tmp_path):
     ('a.safetensors', b''), ('a.safetensors', b'PK\3\4'), ('a.pth.tar', b''), ('a.pth.tar', b'PK\3\4'),
     ('a.pth.tar', b'# Read me\n'), ('a.pth.tar', [1])])
 def test_read_damaged(name, content, tmp_path):
-    """A file that is no checkpoint is refused by name, in one sentence that does not advise to load it unsafely."""
+    """A file that is not a checkpoint is refused by name, with a message that does not advise to load it unsafely."""
     path = tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    end = r'give a safetensors file or a PyTorch checkpoint of tensors and plain values\.$'
-    with pytest.raises(RuntimeError, match=rf'{name} was not loaded \(\w+\)\. It is damaged, or no checkpoint: {end}'):
+    end = r'or not a checkpoint: give a safetensors file or a PyTorch checkpoint of tensors and plain values\.$'
+    with pytest.raises(RuntimeError, match=rf'{name} was not loaded \(\w+\)\. It is damaged, {end}'):
         read(path)
 
 

@@ -72,6 +72,7 @@ def test_card_of_authors_weights(tmp_path, known_files):
     assert 'ca388f33536dba371e82807553042a938e082e4c' not in card.text  # it names the file that was converted
 
 
+@pytest.mark.slow
 def test_card_code(client, published):
     """Every block of code in the card begins with the import that registers the models, and runs; it prints labels."""
     card = (client.folder / 'mine' / 'README.md').read_text()
@@ -86,6 +87,7 @@ def test_card_code(client, published):
                 assert sorted(re.findall(r'^(\w+): \d+\.\d%$', client.stdout, re.M)) == ['cat', 'dog', 'owl']
 
 
+@pytest.mark.slow
 def test_published_model_comes_back(server, client, published, checkpoint):
     """What was pushed in one commit is created anew from the Hub, bit-equal, by name and by pinned revision."""
     assert [request for request in server.log if '/commit/' in request] == ['POST /api/models/me/mine/commit/main']
@@ -125,6 +127,7 @@ def test_other_weights_are_kept(server, client, published, checkpoint):
     assert card.read_text() != 'My own words.'
 
 
+@pytest.mark.slow
 def test_transformers(client, published):
     """What was published loads in transformers as a model and a pipeline, with logits bit-equal to timm's."""
     pytest.importorskip('transformers', reason='the extra `transformers` is not installed')
@@ -143,6 +146,7 @@ assert sorted(a['label'] for a in answer) == ['cat', 'dog', 'owl']
 """)
 
 
+@pytest.mark.slow
 def test_transformers_imagenet_labels(client, known_files):
     """With the authors' weights transformers answers with readable ImageNet names, which timm knows."""
     pytest.importorskip('transformers', reason='the extra `transformers` is not installed')
@@ -155,6 +159,7 @@ assert official.golden_error(model(official.images()).logits, 'mnext_100/div1/fl
 """)
 
 
+@pytest.mark.slow
 def test_licence_is_asked_for(server, client, args):
     """Weights of an unknown licence are not pushed, nor is a folder of them made; without --push the card says so."""
     error = client.fail(REFUSED.format([*args, '--push']))
@@ -215,6 +220,7 @@ def test_installation_in_the_card(said, line, checkpoint, monkeypatch):
     assert ('pip install' in text) == ('pip install' in line)
 
 
+@pytest.mark.slow
 @needs_exporter
 @pytest.mark.parametrize('options', [dict(num_images=1, img_size=32), None])
 def test_formats_of_a_function_call(options, checkpoint, tmp_path):

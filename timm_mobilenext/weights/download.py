@@ -219,8 +219,8 @@ def read(path: str | Path, use_ema: bool = True) -> dict[str, Any]:
         code = re.search(r'GLOBAL (\S+)', str(cause))  # the rest advises to load the file unsafely
         found = f'it asks for the code of {code[1]}' if code else type(cause).__name__
         raise RuntimeError(
-            f'{path} was not loaded ({found}). It is damaged, or no checkpoint: give a safetensors file or a PyTorch '
-            'checkpoint of tensors and plain values.') from error
+            f'{path} was not loaded ({found}). It is damaged, or not a checkpoint: give a safetensors file or a '
+            'PyTorch checkpoint of tensors and plain values.') from error
 
 
 class _PickledType:
