@@ -70,24 +70,14 @@ def test_the_authors_answer():
     np.testing.assert_allclose(recorded['first16'], theirs['first16'], rtol=0, atol=1e-8)
 
 
-def array(*state: object) -> Reduced:
-    """Return what is pickled as an array of this state: version, shape, type, order and bytes."""
-    return Reduced(np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b'b'), state)
-
-
-@pytest.mark.parametrize(('value', 'said'), [
-    (Reduced(error_of_code, (1,)), r'it asks for the code of .*test_paddle\.error_of_code'),
-    (np.array([None]), 'TypeError'),
-    (np.zeros(3, np.uint16), 'KeyError'),  # NumPy has no bfloat16, PaddlePaddle saves its bits
-    (array(1, (10,), np.dtype('f4'), False, b'four'), 'RuntimeError'),
-    (array(1, (1 << 40,), np.dtype('f4'), False, 1 << 42), 'TypeError'),
-])
-def test_what_is_not_read(value, said, tmp_path):
-    """Code, objects, types without a tensor, and sizes that the bytes do not have are refused."""
+def test_what_is_not_read(tmp_path):
+    """A file that asks for code is refused before any of it runs; the bits of bfloat16 do not pass for weights."""
     path = tmp_path / 'weights.pdparams'
-    path.write_bytes(pickle.dumps({'features.0.0.weight': value}, protocol=2))
-    with pytest.raises(RuntimeError, match=rf'was not loaded \({said}\)'):
+    path.write_bytes(pickle.dumps({'features.0.0.weight': Reduced(error_of_code, (1,))}, protocol=2))
+    with pytest.raises(RuntimeError, match=r'was not loaded \(it asks for the code of .*test_paddle\.error_of_code'):
         read(path)
+    path.write_bytes(pickle.dumps({'a': np.zeros(3, np.uint16), 'b': np.ones(3, np.float32)}, protocol=2))
+    assert read(path).keys() == {'b'}
 
 
 @pytest.mark.slow
