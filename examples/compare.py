@@ -4,8 +4,8 @@
 
 Three questions, in QUESTIONS: MobileNeXt or MobileNetV2, how much of the tensor should take the shortcut, and SandGlass
 or inverted residual in the same network. All networks of a question have equal multiply-adds and are trained from
-scratch on Fashion-MNIST and CIFAR-10, which are downloaded into DIR unless they are there. Any colour images of one
-size can take the place of CIFAR-10: --photographs FOLDER, with train/<class>/ and test/<class>/ in it.
+scratch on Fashion-MNIST and CIFAR-10, which are downloaded into DIR unless they are there. Any colour images can take
+the place of CIFAR-10: --photographs FOLDER, with train/<class>/ and test/<class>/ in it.
 
 A training that is interrupted resumes from its last epoch when the command is given again. Several of these commands
 with different --seeds can run beside each other. docs/compare.md has what came out.
@@ -113,7 +113,8 @@ def load(channels: int, args: argparse.Namespace) -> list[tuple[torch.Tensor, to
         elif args.photographs:
             data = ImageFolder(args.photographs / ('train' if train else 'test'))
             images = torch.stack([
-                torch.from_numpy(np.array(image)) for image, _ in tqdm(data, unit='image')]).permute(0, 3, 1, 2)
+                torch.from_numpy(np.array(image.resize((min(image.width, IMAGE_SIZE),) * 2)))
+                for image, _ in tqdm(data, unit='image')]).permute(0, 3, 1, 2)
             labels = torch.tensor(data.targets)
         else:
             data = CIFAR10(args.data_dir, train=train, download=True)
@@ -125,7 +126,7 @@ def load(channels: int, args: argparse.Namespace) -> list[tuple[torch.Tensor, to
 def prepare(images: torch.Tensor) -> torch.Tensor:
     """Return images (B, C, H, W), bytes, normalized and of the networks' size."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in CHANNELS[images.shape[1]])
-    images = F.interpolate(images / 255, size=IMAGE_SIZE, mode='bilinear', antialias=True)
+    images = F.interpolate(images / 255, size=IMAGE_SIZE, mode='bilinear')
     return ((images - mean) / std).to(memory_format=torch.channels_last)
 
 
