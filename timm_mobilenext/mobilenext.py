@@ -186,7 +186,7 @@ class SandGlass(nn.Module):
 
 
 class MobileNeXt(nn.Module):
-    """MobileNeXt: stem, rows of SandGlass blocks (`blocks.<row>.<repeat>`), global pooling, classifier; no conv head."""
+    """MobileNeXt: stem, rows of SandGlass blocks (`blocks.<row>.<repeat>`), global pooling and a linear classifier."""
 
     def __init__(  # noqa: PLR0913, PLR0915 - every network of the paper and of the authors' code
             self, stages: Sequence[tuple[int, int, int, int, int]] = _STAGES,
