@@ -258,7 +258,7 @@ def save_pairs(pairs: list[tuple[Image.Image, Image.Image]], titles: tuple[str, 
         for i, image in enumerate(pair):
             page.paste(image, (i * (width + 8), y))
         y += pair[0].height + 8
-    page.save(path, quality=90)
+    page.save(path, quality=80)
 
 
 def draw(data: VOC, found: list[dict], path: Path, count: int = 3, score: float = 0.5) -> None:
