@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
     """A folder as the page has it: a checkpoint, what `convert` made of it, photos, the checkout."""
     folder = tmp_path_factory.mktemp('ecosystem')
     torch.save(timm.create_model('mobilenext_100', num_classes=3).state_dict(), folder / 'model_best.pth.tar')
-    convert('mobilenext_100', folder / 'model_best.pth.tar', folder / 'flowers')
+    convert(folder / 'model_best.pth.tar', folder / 'flowers', model='mobilenext_100')
     for split in ('train', 'validation'):
         for name in ('rose', 'tulip'):
             (folder / 'images' / split / name).mkdir(parents=True)

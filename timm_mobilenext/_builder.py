@@ -8,7 +8,7 @@ from typing import Any
 
 from timm.models import _builder, resolve_pretrained_cfg
 
-from timm_mobilenext.weights.download import locate
+from timm_mobilenext.weights import download  # a module, see mobilenext.py
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def build_model_with_cfg(
     """
     overlay = dict(pretrained_cfg_overlay or {})
     if pretrained:
-        place = locate(resolve_pretrained_cfg(variant, pretrained_cfg, overlay), cache_dir)
+        place = download.locate(resolve_pretrained_cfg(variant, pretrained_cfg, overlay), cache_dir)
         _logger.info(f'Pretrained weights of {variant}: {place.text}')
         if place.read:
             overlay['state_dict'] = place.read()

@@ -165,11 +165,11 @@ def test_killed(alone, digits, tmp_path):
 
     (tmp_path / 'killer.py').write_text(KILLER)
     printed, stderr = run(
-        digits, output, processes=2, killer=tmp_path / 'killer.py', **{'start-method': 'forkserver'})
+        digits, output, processes=2, killer=tmp_path / 'killer.py', **{'start-method': 'fork'})
     assert (tmp_path / 'kills').read_text() == 'xx'
     assert set(re.findall('timm_mobilenext: (.*)', stderr)) == {
         f'starts from the beginning, no checkpoint in {output}',
         f'resumes from {output / "checkpoint-0.pth.tar"}',
         f'skips {output / "tmp.pth.tar"}, which is damaged or incomplete'}
-    assert weights(printed) == weights(expected)
+    assert {*weights(printed)} == {*weights(expected)}  # a rank that is done may be started again
     assert_same_files(output, undisturbed)
