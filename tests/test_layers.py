@@ -271,7 +271,7 @@ class Layouts(TorchDispatchMode):
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_channels_last(name):
-    """In channels_last no layer returns another layout; nor do gradients, unless channels are sliced or squeezed."""
+    """In channels_last no layer returns another layout; nor do gradients, apart from those of poolings and slices."""
     model = create(name).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     for inference in (model, reparameterize_model(model)):
@@ -283,7 +283,7 @@ def test_channels_last(name):
     assert layouts.others == set()
     with Layouts() as layouts:
         out.sum().backward()
-    if name == SMALL:  # the others pool in each squeeze-excite, or slice, whose gradient is never channels_last
+    if name == SMALL:  # the others pool in each squeeze-excite, or slice the shortcut
         assert layouts.others == {'div'}  # PyTorch's mean: a 1280 x 7 x 7 gradient, in timm's networks too
     weights = [p for p in model.parameters() if p.ndim == 4]
     assert all(w.grad.is_contiguous(memory_format=torch.channels_last) for w in weights)

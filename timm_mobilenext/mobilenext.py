@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerType, PadType, SqueezeExcite, create_classifier, get_norm_layer, make_divisible
@@ -172,13 +171,13 @@ class SandGlass(nn.Module):
             return x
         if self.identity_chs == self.out_chs:
             return self.drop_path(x) + shortcut
-        chs = self.identity_chs
-        return torch.cat([self.drop_path(x[:, :chs]) + shortcut[:, :chs], x[:, chs:]], dim=1)
+        x, rest = _layers.split_channels(x, self.identity_chs)
+        return torch.cat([self.drop_path(x) + shortcut[:, :self.identity_chs], rest], dim=1)
 
     def _convs(self, x: torch.Tensor) -> torch.Tensor:
         x = self.dw_start(x)
         if self.ghost:
-            x, bypass = x[:, :self.pw_chs], x[:, self.pw_chs:]
+            x, bypass = _layers.split_channels(x, self.pw_chs)
             x = torch.cat([self.pw_expand(self.pw_reduce(x)), bypass], dim=1)
         else:
             x = self.pw_expand(self.pw_reduce(x))
@@ -390,7 +389,7 @@ class MobileNeXt(nn.Module):
         """Map features (B, num_features, H, W) to logits (B, num_classes) or pre-logits (B, head_hidden_size)."""
         x = self.global_pool(x)
         if self.drop_rate > 0.:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
+            x = nn.functional.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.classifier(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -424,10 +423,8 @@ def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
 
 def _pretrained_cfg(name: str, revision: str) -> dict[str, Any]:
     source: Any = authors.find_source(name)
-    cfg = _cfg(source.url, license=source.license, hf_hub_filename='model.safetensors')  # from the Hub not a pickle
-    if revision:
-        cfg['hf_hub_id'] = f'{authors.HUB_OWNER}/{name}@{revision}'
-    return cfg
+    hub_id = f'{authors.HUB_OWNER}/{name}@{revision}' if revision else None
+    return _cfg(source.url, license=source.license, hf_hub_id=hub_id, hf_hub_filename='model.safetensors')
 
 
 # Weights -> commit of their repository on the Hub, which tools/release.py writes. Without one the Hub is not asked:
