@@ -70,8 +70,8 @@ class ReLU6(nn.ReLU6):
 def split_channels(x: torch.Tensor, chs: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Split x, (B, C, H, W), into its first `chs` channels and the others.
 
-    By `split` in eager mode, since the gradient of a slice is never channels_last: with slices, training a ghost network
-    in that layout takes 1.2 times as long. By slices elsewhere: ExecuTorch's XNNPACK delegate does not take a split,
+    By `split` in eager mode, since the gradient of a slice is never channels_last: with slices, a ghost network trains
+    1.2 times as long in that layout. By slices elsewhere: ExecuTorch's XNNPACK delegate does not take a split,
     which cuts the graph in parts.
     """
     if not torch.jit.is_scripting() and is_eager(x):
