@@ -192,9 +192,13 @@ def fails(args: list[object], tmp_path: Path) -> str:
 def test_missing_runtime(tmp_path, untrained, monkeypatch):
     """A runtime that is not installed is named with the extra that brings it, before anything is converted."""
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'litert_torch' else find_spec('os'))
-    assert fails([untrained, '--format', 'litert'], tmp_path) == (
-        "error: litert needs packages that are not installed (litert_torch): pip install 'timm-mobilenext[litert]'.")
+    gone = ('litert_torch', 'nncf')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name in gone else find_spec('os'))
+    for args, said in (
+            (['litert'], "(litert_torch): pip install 'timm-mobilenext[litert]'."),
+            (['openvino', '--int8'], "(nncf): pip install 'timm-mobilenext[export]'.")):
+        said = f'error: {args[0]} needs packages that are not installed {said}'
+        assert fails([untrained, '--format', *args], tmp_path) == said
 
 
 @pytest.mark.parametrize(('args', 'message'), [

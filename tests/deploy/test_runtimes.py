@@ -1,5 +1,4 @@
 """Files for mobile runtimes: their graphs, what they compute in, what they say of themselves."""
-import importlib.util
 import json
 import os
 import sys
@@ -198,13 +197,6 @@ def test_quiet(capfd):
     if sys.version_info >= (3, 11):  # exceptions have notes since
         assert error.value.__notes__ == ['x' * 1989 + '\nfrom below']
     assert capfd.readouterr() == ('heard again\n', '')
-
-
-def test_missing(monkeypatch):
-    """Of what is not installed a format names its own modules, and those of int8 where that is asked for."""
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    assert RUNTIMES['openvino'].missing(int8=True) == ['timmx', 'openvino', 'nncf']
-    assert RUNTIMES['torchscript'].missing(int8=True) == ['timmx']
 
 
 @needs_exporter

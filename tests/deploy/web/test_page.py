@@ -368,7 +368,7 @@ def test_camera(chromium, serve, sites, expected, tmp_path):
         browser.wait('document.getElementById("video").srcObject')
         browser.js('const [track] = document.getElementById("video").srcObject.getVideoTracks(); track.stop();'
                    'track.dispatchEvent(new Event("ended"))')
-        browser.wait('document.getElementById("message").textContent === "The camera was taken away."')
+        browser.wait('document.getElementById("message").textContent === "The camera was disconnected."')
     finally:
         browser.driver.quit()
 

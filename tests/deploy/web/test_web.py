@@ -155,7 +155,7 @@ def test_serve(sites):
     assert 'http' not in policy
     assert f'  Content-Security-Policy: {policy}\n' in (sites['int8'] / '_headers').read_text()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     assert process.stderr.read() == ''
 
 

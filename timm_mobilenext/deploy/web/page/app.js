@@ -262,7 +262,7 @@ async function toggleCamera() {
   try {
     await camera.start($('video'), () => {
       stopCamera();
-      say('The camera was taken away.');
+      say('The camera was disconnected.');
     });
   } catch (error) {
     return say(error.message);

@@ -9,7 +9,7 @@ const WHY = {
 /** Show the camera in a <video>; `onEnd` is called when it goes away by itself. */
 export async function start(video, onEnd) {
   if (!navigator.mediaDevices?.getUserMedia) {
-    throw new Error(isSecureContext ? 'This browser gives pages no camera.' :
+    throw new Error(isSecureContext ? 'This browser does not let pages use a camera.' :
       'Browsers allow the camera only over https, or from this device.');
   }
   let stream;
