@@ -90,8 +90,8 @@ def test_pretrained_name(client, on_hub):
 def test_publish_adds_files(trained, digits, server, client):
     """`publish` pushes the files that are asked for, and the code of the card runs them."""
     need('onnx', int8=True)
-    args = ['mobilenext_100', str(trained), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push',
-            '--formats', 'onnx', '--weights', 'int8', '--int8', '--calibration', str(digits / 'validation')]
+    args = [str(trained), '--repo-id', 'me/mine', '--output', 'mine', '--license', 'mit', '--push',
+            '--format', 'onnx', '--weights', 'int8', '--int8', '--calibration', str(digits / 'validation')]
     client.run(f"__import__('timm_mobilenext.weights.publish').weights.publish.main({args})")
     files = {path.name: path.stat().st_size for path in (server.hub / 'me' / 'mine').iterdir()}
     assert {'model.onnx', 'model.int8.onnx', 'model.weights_int8.onnx', 'model.json'} <= set(files)
