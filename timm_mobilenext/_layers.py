@@ -10,7 +10,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.autograd.forward_ad import unpack_dual
-from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
@@ -169,6 +168,11 @@ def _is_watched(m: nn.Module) -> bool:
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or 'forward' in vars(m))
 
 
+def _are_all_watched() -> bool:
+    return any(getattr(nn.modules.module, f'_global_{kind}_hooks') for kind in (
+        'forward', 'forward_pre', 'backward', 'backward_pre'))
+
+
 def recompute_act(
         convs: Callable[[torch.Tensor], torch.Tensor], units: Iterable[Any], x: torch.Tensor) -> torch.Tensor:
     """Call convs(x) and keep what the convs return for the backward pass, not what norms and activations return.
@@ -183,7 +187,7 @@ def recompute_act(
     """
     units = [unit for unit in units if type(unit) is not nn.Identity]
     if not (
-            torch.is_grad_enabled() and is_eager(x) and not _has_any_global_hook()
+            torch.is_grad_enabled() and is_eager(x) and not _are_all_watched()
             and all(type(unit) is ConvNorm and unit.has_plain_conv() for unit in units)
             and not any(_is_watched(m) for unit in units for m in unit.modules())):
         return convs(x)
