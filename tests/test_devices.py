@@ -170,6 +170,7 @@ def test_files_on_arm(source, files, images, tmp_path):
         if not row['error']:
             assert float(row['agreement']) >= (0.9 if 'int8' in row['file'] else 1), row
             assert float(row['difference']) < (np.inf if 'int8' in row['file'] else 1e-4), row
+            assert float(row['from_x86'] or 0) < (0.25 if 'int8' in row['file'] else 1e-4), row
 
 
 @needs_arm
