@@ -132,6 +132,22 @@ def _extra_block(
     return block
 
 
+def _create_backbone(
+        name: str, pretrained: bool, weights: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Create the backbone, and return it with the weights of the extra blocks, which the authors' detector has."""
+    if arguments.get('features_only'):
+        raise ValueError(
+            'features_only=True in backbone_kwargs is not supported: SSDLite takes its maps from the whole network, '
+            'expected features_only=False.')
+    extra: dict[str, Any] = {}
+    overlay: dict[str, Any] = {}
+    if weights is not None:
+        weights = load_state_dict(str(weights)) if isinstance(weights, (str, Path)) else clean_state_dict(weights)
+        network, extra = authors.split_ssdlite(weights)
+        pretrained, overlay = True, dict(pretrained_cfg_overlay=dict(state_dict=network))
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments, **overlay), extra
+
+
 def ssdlite320(
         backbone: str = 'mobilenext_100',
         num_classes: int = 91,
@@ -171,19 +187,8 @@ def ssdlite320(
         raise ValueError(
             f'num_classes={num_classes} leaves no class to detect: expected at least 2, the background is one of them.')
     arguments: dict[str, Any] = dict(backbone_kwargs or {})
-    if arguments.get('features_only'):
-        raise ValueError(
-            'features_only=True in backbone_kwargs is not supported: SSDLite takes its maps from the whole network, '
-            'expected features_only=False.')
-    config = dict(backbone=backbone, num_classes=num_classes, backbone_kwargs=dict(arguments), norm_layer=norm_layer)
-    extra: dict[str, Any] = {}
-    if weights_backbone is not None:
-        weights: Any = weights_backbone
-        weights = load_state_dict(str(weights)) if isinstance(weights, (str, Path)) else clean_state_dict(weights)
-        network, extra = authors.split_ssdlite(weights)
-        arguments['pretrained_cfg_overlay'] = dict(state_dict=network)
-    model: Any = timm.create_model(
-        backbone, pretrained=pretrained_backbone or weights_backbone is not None, num_classes=0, **arguments)
+    config = dict(backbone=backbone, num_classes=num_classes, backbone_kwargs=arguments, norm_layer=norm_layer)
+    model, extra = _create_backbone(backbone, pretrained_backbone, weights_backbone, arguments)
     in_chans = arguments.get('in_chans', 3)
     features = SSDLiteFeatureExtractor(model, norm_layer or nn.BatchNorm2d, in_chans)
     if extra:
@@ -198,13 +203,12 @@ def ssdlite320(
     defaults: dict[str, Any] = dict(
         size=(320, 320), score_thresh=0.001, nms_thresh=0.55, detections_per_img=300, topk_candidates=300,
         image_mean=[*mean], image_std=[*std])
-    config |= defaults | kwargs
     head = SSDLiteHead(
         features.out_channels, anchor_generator.num_anchors_per_location(), num_classes,
         norm_layer or partial(nn.BatchNorm2d, eps=0.001, momentum=0.03))
     detector = SSD(
         features, anchor_generator, num_classes=num_classes, **{'head': head, **defaults, **kwargs})
-    detector.config = config  # what `save` writes
+    detector.config = config | defaults | kwargs  # what `save` writes
     return detector
 
 
