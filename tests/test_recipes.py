@@ -91,14 +91,6 @@ def test_start_and_norm_of_the_authors():
         assert {norm.momentum for norm in norms(model)} == {momentum}
 
 
-@pytest.mark.parametrize('name', ['mobilenext_s', 'mobilenext_l', 'mobilenext_l_ghost'])
-@pytest.mark.parametrize('small', ['scratch', 'finetune'])
-def test_batch_norm_of_small_data(name, small):
-    """The recipes for small data give the networks with a slow batch norm a momentum that a short training wants."""
-    model = timm.create_model(name, bn_momentum=RECIPES[small]['bn_momentum'], device='meta')
-    assert {norm.momentum for norm in norms(model)} == {0.1}
-
-
 def test_page_lists_all_recipes():
     """docs/training.md says of each recipe what it is for, and its learning rate."""
     page = (ROOT / 'docs' / 'training.md').read_text()
