@@ -1,7 +1,6 @@
 """MobileNeXt
 
-Paper: `Rethinking Bottleneck Structure for Efficient Mobile Network Design` (ECCV 2020) -
-https://arxiv.org/abs/2007.02269
+Paper: `Rethinking Bottleneck Structure for Efficient Mobile Network Design`, ECCV 2020, https://arxiv.org/abs/2007.02269
 
 Numerically equal to the authors' code, https://github.com/zhoudaquan/rethinking_bottleneck_design, cited below as
 `mnext.py`, the ReLU6 family, and `model.py`, the SiLU and squeeze-excite family (commit and paths: weights/authors.py).
@@ -10,12 +9,10 @@ docs/models.md lists what differs from the paper and from the authors' code, and
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn as nn
-
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerType, PadType, SqueezeExcite, create_classifier, get_norm_layer, make_divisible
 from timm.models._efficientnet_builder import resolve_bn_args
@@ -109,8 +106,7 @@ class SandGlass(nn.Module):
             noskip: No shortcut. Otherwise there is one if in_chs == out_chs and stride == 1.
             dw_kernel_size: Kernel size of the depthwise convs, in pixels.
             dw_start, dw_end: Whether the block starts and ends with a depthwise conv. To stride it needs the last.
-            max_expand_ratio: Largest ratio of output channels to those of the bottleneck, 0 for no limit. A narrower
-                bottleneck is widened to the next multiple of 16.
+            max_expand_ratio: Largest ratio of output channels to those of the bottleneck, 0 for no limit.
             pw_groups: Groups of the two pointwise convs.
             ghost: Send only the first half of the channels through the bottleneck and concatenate the second half.
             se_chs: Width of the squeeze-excite bottleneck, 0 for no squeeze-excite.
@@ -207,11 +203,9 @@ class MobileNeXt(nn.Module):
             depth_mult: Multiplier of the repeats, rounded up.
             keep_3x3: Keep both depthwise convs in rows of a single block with stride 1 (mnext.py:184).
             pw_groups, ghost: See SandGlass, for blocks with both depthwise convs.
-            se_ratio: Width of the squeeze-excite bottlenecks, 0 for no squeeze-excite. A share of the output channels
-                over the reduction ratio or, in a ghost network, of half the input channels (model.py).
+            se_ratio: Width of the squeeze-excite, a share of out_chs / ratio, of in_chs / 2 with `ghost` (model.py).
             drop_rate: Dropout probability before the classifier.
-            drop_path_rate: Stochastic depth. Block i of n is dropped with probability drop_path_rate * i / n, as in
-                the authors' code (model.py, extract_features) and timm's EfficientNet.
+            drop_path_rate: Stochastic depth: drop block i of n with probability drop_path_rate * i / n (model.py).
             zero_init_last: Start each block as its shortcut, unlike the authors: from scratch it trains faster.
             weight_init: 'fan_out' for the init of mnext.py, 'torch' for PyTorch's, which model.py leaves in place.
             identity_ratio, max_expand_ratio, pad_type, act_layer, norm_layer, aa_layer, recompute_act: See SandGlass.
@@ -323,6 +317,8 @@ class MobileNeXt(nn.Module):
         self.global_pool, self.classifier = create_classifier(
             self.num_features, num_classes, pool_type=pool_type, device=param.device, dtype=param.dtype)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        for m in (self.global_pool, self.classifier):
+            m.train(self.training)
 
     def forward_intermediates(
             self, x: torch.Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
@@ -358,7 +354,9 @@ class MobileNeXt(nn.Module):
             if row in take_indices:
                 intermediates.append(x)
 
-        return intermediates if intermediates_only else (x, intermediates)
+        if intermediates_only:
+            return intermediates
+        return x, intermediates
 
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
@@ -382,7 +380,9 @@ class MobileNeXt(nn.Module):
         """Map images (B, in_chans, H, W) to features (B, num_features, H / 32, W / 32)."""
         x = self.stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return _layers.checkpoint_seq(chain.from_iterable(self.blocks), x)  # type: ignore[arg-type]
+            for row in self.blocks:
+                x = _layers.checkpoint_seq(row, x)
+            return x
         return self.blocks(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
