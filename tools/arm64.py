@@ -40,11 +40,11 @@ RUNTIMES = (
     'numpy', 'onnxruntime', 'ncnn', 'ai-edge-litert', 'openvino', 'openvino-telemetry', 'executorch', 'flatbuffers')
 # PyTorch 2.10 is the last with a wheel for ARM that does not want CUDA.
 PACKAGE = (
-    'torch==2.10.0', 'torchvision==0.25.0', 'timm', 'timmx', 'onnx', 'onnxscript', 'onnx-ir', 'ml-dtypes', 'numpy',
-    'pillow', 'pyyaml', 'huggingface-hub', 'safetensors', 'tqdm', 'sympy', 'mpmath', 'networkx', 'jinja2', 'markupsafe',
-    'fsspec', 'filelock', 'typing-extensions', 'packaging', 'httpx2', 'httpcore2', 'h11', 'anyio', 'idna', 'certifi',
-    'truststore', 'click', 'rich', 'typer', 'shellingham', 'markdown-it-py', 'mdurl', 'pygments', 'annotated-doc',
-    'protobuf', 'setuptools', 'onnxruntime', 'flatbuffers')
+    'torch==2.10.0', 'torchvision==0.25.0', 'timm', 'timmx', 'onnx', 'onnxscript', 'onnx-ir', 'onnxslim', 'colorama',
+    'ml-dtypes', 'numpy', 'pillow', 'pyyaml', 'huggingface-hub', 'safetensors', 'tqdm', 'sympy', 'mpmath', 'networkx',
+    'jinja2', 'markupsafe', 'fsspec', 'filelock', 'typing-extensions', 'packaging', 'httpx2', 'httpcore2', 'h11',
+    'anyio', 'idna', 'certifi', 'truststore', 'click', 'rich', 'typer', 'shellingham', 'markdown-it-py', 'mdurl',
+    'pygments', 'annotated-doc', 'protobuf', 'setuptools', 'onnxruntime', 'flatbuffers')
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'), 'timm-mobilenext', 'arm64')
 # without the instructions for dot products of int8, with them, the newest
 PROCESSORS = ('cortex-a72', 'cortex-a76', 'max')

@@ -1,5 +1,5 @@
 // ncnn: model.ncnn.param, with model.ncnn.bin beside it.
-#include <ncnn/net.h>
+#include <net.h>
 
 #include "classify.h"
 
