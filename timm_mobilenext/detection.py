@@ -3,6 +3,7 @@
 torchvision's ssdlite.py with another backbone: its `SSD`, `SSDLiteHead` and `DefaultBoxGenerator`, so its losses and
 its post-processing. The taps and the extra blocks are those of the authors' detector, which `authors.py` names.
 """
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -163,27 +164,18 @@ def ssdlite320(
         **kwargs: Arguments of torchvision's `SSD`, `size` and `head` among them.
 
     Raises:
-        ValueError: If the backbone has no feature maps of strides 16 and 32, is to be `features_only`, or there is no
-            class but the background.
+        ValueError: If the backbone has no feature maps of strides 16 and 32, is to be `features_only`, there is no
+            class but the background, or an argument is not torchvision's.
         RuntimeError: If the weights are not of the MobileNeXt. Those of other networks are timm's to check.
     """
     if num_classes < 2:
         raise ValueError(
             f'num_classes={num_classes} leaves no class to detect: expected at least 2, the background is one of them.')
-    arguments: dict[str, Any] = dict(backbone_kwargs or {})
-    if arguments.get('features_only'):
-        raise ValueError(
-            'features_only=True in backbone_kwargs is not supported: SSDLite takes its maps from the whole network, '
-            'expected features_only=False.')
-    config = dict(backbone=backbone, num_classes=num_classes, backbone_kwargs=dict(arguments), norm_layer=norm_layer)
-    extra: dict[str, Any] = {}
-    if weights_backbone is not None:
-        weights: Any = weights_backbone
-        weights = load_state_dict(str(weights)) if isinstance(weights, (str, Path)) else clean_state_dict(weights)
-        network, extra = authors.split_ssdlite(weights)
-        arguments['pretrained_cfg_overlay'] = dict(state_dict=network)
-    model: Any = timm.create_model(
-        backbone, pretrained=pretrained_backbone or weights_backbone is not None, num_classes=0, **arguments)
+    known = [name for name in inspect.signature(SSD).parameters if name != 'kwargs']
+    for name in kwargs.keys() - known:  # torchvision ignores it in silence
+        raise ValueError(f"{name} is not an argument of torchvision's SSD: expected one of {', '.join(known)}.")
+    arguments = dict(backbone_kwargs or {})
+    model, extra = _create_backbone(backbone, pretrained_backbone, weights_backbone, arguments)
     in_chans = arguments.get('in_chans', 3)
     features = SSDLiteFeatureExtractor(model, norm_layer or nn.BatchNorm2d, in_chans)
     if extra:
@@ -195,17 +187,37 @@ def ssdlite320(
     # from here on the numbers are those of torchvision's ssdlite.py
     if anchor_generator is None:
         anchor_generator = DefaultBoxGenerator([[2, 3] for _ in features.out_channels], min_ratio=0.2, max_ratio=0.95)
-    defaults: dict[str, Any] = dict(
+    settings: dict[str, Any] = dict(
         size=(320, 320), score_thresh=0.001, nms_thresh=0.55, detections_per_img=300, topk_candidates=300,
-        image_mean=[*mean], image_std=[*std])
-    config |= defaults | kwargs
+        image_mean=[*mean], image_std=[*std]) | kwargs
+    settings['size'] = tuple(settings['size'])  # a list in a file, which TorchScript does not take
     head = SSDLiteHead(
         features.out_channels, anchor_generator.num_anchors_per_location(), num_classes,
         norm_layer or partial(nn.BatchNorm2d, eps=0.001, momentum=0.03))
-    detector = SSD(
-        features, anchor_generator, num_classes=num_classes, **{'head': head, **defaults, **kwargs})
-    detector.config = config  # what `save` writes
+    detector = SSD(features, anchor_generator, num_classes=num_classes, **{'head': head, **settings})
+    detector.config = dict(  # what `save` writes
+        backbone=backbone, num_classes=num_classes, backbone_kwargs=arguments, norm_layer=norm_layer, **settings)
     return detector
+
+
+def _create_backbone(
+        name: str,
+        pretrained: bool,
+        weights: Any,
+        arguments: dict[str, Any],
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return the backbone without a classifier, and the weights of the extra blocks where `weights` has them."""
+    if arguments.get('features_only'):
+        raise ValueError(
+            'features_only=True in backbone_kwargs is not supported: SSDLite takes its maps from the whole network, '
+            'expected features_only=False.')
+    extra: dict[str, Any] = {}
+    if weights is not None:
+        weights = load_state_dict(str(weights)) if isinstance(weights, (str, Path)) else clean_state_dict(weights)
+        weights, extra = authors.split_ssdlite(weights)
+        arguments = arguments | dict(pretrained_cfg_overlay=dict(state_dict=weights))
+    return timm.create_model(
+        name, pretrained=pretrained or weights is not None, num_classes=0, **arguments), extra
 
 
 def save(model: SSD, path: str | Path, classes: Sequence[str]) -> None:
