@@ -133,6 +133,22 @@ def _extra_block(
     return block
 
 
+def _create_backbone(
+        name: str, pretrained: bool, weights: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Create the backbone, and return it with the weights of the extra blocks, which the authors' detector has."""
+    if arguments.get('features_only'):
+        raise ValueError(
+            'features_only=True in backbone_kwargs is not supported: SSDLite takes its maps from the whole network, '
+            'expected features_only=False.')
+    extra: dict[str, Any] = {}
+    overlay: dict[str, Any] = {}
+    if weights is not None:
+        weights = load_state_dict(str(weights)) if isinstance(weights, (str, Path)) else clean_state_dict(weights)
+        network, extra = authors.split_ssdlite(weights)
+        pretrained, overlay = True, dict(pretrained_cfg_overlay=dict(state_dict=network))
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments, **overlay), extra
+
+
 def ssdlite320(
         backbone: str = 'mobilenext_100',
         num_classes: int = 91,
@@ -172,9 +188,10 @@ def ssdlite320(
         raise ValueError(
             f'num_classes={num_classes} leaves no class to detect: expected at least 2, the background is one of them.')
     known = [name for name in inspect.signature(SSD).parameters if name != 'kwargs']
-    for name in kwargs.keys() - known:  # torchvision ignores it in silence
+    for name in kwargs.keys() - known:  # which torchvision ignores in silence
         raise ValueError(f"{name} is not an argument of torchvision's SSD: expected one of {', '.join(known)}.")
-    arguments = dict(backbone_kwargs or {})
+    arguments: dict[str, Any] = dict(backbone_kwargs or {})
+    config = dict(backbone=backbone, num_classes=num_classes, backbone_kwargs=arguments, norm_layer=norm_layer)
     model, extra = _create_backbone(backbone, pretrained_backbone, weights_backbone, arguments)
     in_chans = arguments.get('in_chans', 3)
     features = SSDLiteFeatureExtractor(model, norm_layer or nn.BatchNorm2d, in_chans)
@@ -187,37 +204,16 @@ def ssdlite320(
     # from here on the numbers are those of torchvision's ssdlite.py
     if anchor_generator is None:
         anchor_generator = DefaultBoxGenerator([[2, 3] for _ in features.out_channels], min_ratio=0.2, max_ratio=0.95)
-    settings: dict[str, Any] = dict(
-        size=(320, 320), score_thresh=0.001, nms_thresh=0.55, detections_per_img=300, topk_candidates=300,
-        image_mean=[*mean], image_std=[*std]) | kwargs
-    settings['size'] = tuple(settings['size'])  # a list in a file, which TorchScript does not take
+    defaults: dict[str, Any] = dict(
+        score_thresh=0.001, nms_thresh=0.55, detections_per_img=300, topk_candidates=300,
+        image_mean=[*mean], image_std=[*std])
     head = SSDLiteHead(
         features.out_channels, anchor_generator.num_anchors_per_location(), num_classes,
         norm_layer or partial(nn.BatchNorm2d, eps=0.001, momentum=0.03))
-    detector = SSD(features, anchor_generator, num_classes=num_classes, **{'head': head, **settings})
-    detector.config = dict(  # what `save` writes
-        backbone=backbone, num_classes=num_classes, backbone_kwargs=arguments, norm_layer=norm_layer, **settings)
+    size = tuple(kwargs.pop('size', (320, 320)))  # a list in a file, which TorchScript does not take
+    detector = SSD(features, anchor_generator, size, num_classes, **{'head': head, **defaults, **kwargs})
+    detector.config = config | defaults | kwargs | dict(size=size)  # what `save` writes
     return detector
-
-
-def _create_backbone(
-        name: str,
-        pretrained: bool,
-        weights: Any,
-        arguments: dict[str, Any],
-) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Return the backbone without a classifier, and the weights of the extra blocks where `weights` has them."""
-    if arguments.get('features_only'):
-        raise ValueError(
-            'features_only=True in backbone_kwargs is not supported: SSDLite takes its maps from the whole network, '
-            'expected features_only=False.')
-    extra: dict[str, Any] = {}
-    if weights is not None:
-        weights = load_state_dict(str(weights)) if isinstance(weights, (str, Path)) else clean_state_dict(weights)
-        weights, extra = authors.split_ssdlite(weights)
-        arguments = arguments | dict(pretrained_cfg_overlay=dict(state_dict=weights))
-    return timm.create_model(
-        name, pretrained=pretrained or weights is not None, num_classes=0, **arguments), extra
 
 
 def save(model: SSD, path: str | Path, classes: Sequence[str]) -> None:
