@@ -148,6 +148,7 @@ def test_file(tmp_path):
     (dict(backbone='vit_tiny_patch16_224'), r'VisionTransformer has feature maps of strides \[16\], expected 16 and'),
     (dict(backbone_kwargs=dict(output_stride=16)), r'strides \[2, 4, 8, 16\], expected 16 and 32'),
     (dict(backbone_kwargs=dict(features_only=True)), 'expected features_only=False'),
+    (dict(trainable_backbone_layers=3), "trainable_backbone_layers is not an argument of torchvision's SSD: expected"),
     (dict(num_classes=1), 'num_classes=1 leaves no class to detect: expected at least 2'),
 ])
 def test_bad_arguments(arguments, message):
@@ -189,7 +190,7 @@ def test_docs_code(tmp_path, monkeypatch):
         # rounding differs by processor, and boxes change places where scores are nearly equal
         order = torch.cdist(boxes, want['boxes'], compute_mode='donot_use_mm_for_euclid_dist').argmin(1)
         torch.testing.assert_close(boxes, want['boxes'][order], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(torch.jit.script(model)(images)[1], model(images))
+    torch.testing.assert_close(torch.jit.script(namespace['model'])(images)[1], model(images))
     exec(loop, namespace)
     assert load('mine.safetensors')[1] == ['background', 'red', 'white', 'platelet']
 

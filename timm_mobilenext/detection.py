@@ -3,6 +3,7 @@
 torchvision's ssdlite.py with another backbone: its `SSD`, `SSDLiteHead` and `DefaultBoxGenerator`, so its losses and
 its post-processing. The taps and the extra blocks are those of the authors' detector, which `authors.py` names.
 """
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -179,13 +180,16 @@ def ssdlite320(
         **kwargs: Arguments of torchvision's `SSD`, `size` and `head` among them.
 
     Raises:
-        ValueError: If the backbone has no feature maps of strides 16 and 32, is to be `features_only`, or there is no
-            class but the background.
+        ValueError: If the backbone has no feature maps of strides 16 and 32, is to be `features_only`, there is no
+            class but the background, or an argument is not torchvision's.
         RuntimeError: If the weights are not of the MobileNeXt. Those of other networks are timm's to check.
     """
     if num_classes < 2:
         raise ValueError(
             f'num_classes={num_classes} leaves no class to detect: expected at least 2, the background is one of them.')
+    known = [name for name in inspect.signature(SSD).parameters if name != 'kwargs']
+    for name in kwargs.keys() - known:  # which torchvision ignores in silence
+        raise ValueError(f"{name} is not an argument of torchvision's SSD: expected one of {', '.join(known)}.")
     arguments: dict[str, Any] = dict(backbone_kwargs or {})
     config = dict(backbone=backbone, num_classes=num_classes, backbone_kwargs=arguments, norm_layer=norm_layer)
     model, extra = _create_backbone(backbone, pretrained_backbone, weights_backbone, arguments)
@@ -201,14 +205,14 @@ def ssdlite320(
     if anchor_generator is None:
         anchor_generator = DefaultBoxGenerator([[2, 3] for _ in features.out_channels], min_ratio=0.2, max_ratio=0.95)
     defaults: dict[str, Any] = dict(
-        size=(320, 320), score_thresh=0.001, nms_thresh=0.55, detections_per_img=300, topk_candidates=300,
+        score_thresh=0.001, nms_thresh=0.55, detections_per_img=300, topk_candidates=300,
         image_mean=[*mean], image_std=[*std])
     head = SSDLiteHead(
         features.out_channels, anchor_generator.num_anchors_per_location(), num_classes,
         norm_layer or partial(nn.BatchNorm2d, eps=0.001, momentum=0.03))
-    detector = SSD(
-        features, anchor_generator, num_classes=num_classes, **{'head': head, **defaults, **kwargs})
-    detector.config = config | defaults | kwargs  # what `save` writes
+    size = tuple(kwargs.pop('size', (320, 320)))  # a list in a file, which TorchScript does not take
+    detector = SSD(features, anchor_generator, size, num_classes, **{'head': head, **defaults, **kwargs})
+    detector.config = config | defaults | kwargs | dict(size=size)  # what `save` writes
     return detector
 
 
