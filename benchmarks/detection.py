@@ -1,6 +1,7 @@
 """Compare MobileNeXt and MobileNetV2 at equal multiply-adds, in SSDLite and in an FPN: same recipe, three seeds each.
 
-MobileNeXt is trained twice, from its own start and from that of the paper's authors.
+Each network is trained twice: with the last norm of each residual branch at zero, which is MobileNeXt's start here, and
+at one, as the authors of the two papers have it.
 
     pip install '.[detection,segmentation]' && python benchmarks/detection.py --data-dir BCCD_Dataset/BCCD
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models.efficientnet import _gen_mobilenet_v2
 
 HERE = Path(__file__).parent
@@ -25,12 +27,14 @@ NETWORKS = {
         'MobileNeXt': ['--backbone', 'mobilenext_035', '--backbone-kwargs', 'width_mult=0.38'],
         "MobileNeXt, authors' start": [
             '--backbone', 'mobilenext_035', '--backbone-kwargs', 'width_mult=0.38', 'zero_init_last=False'],
-        'MobileNetV2': ['--backbone', 'mobilenetv2_040'],
+        'MobileNetV2': ['--backbone', 'mobilenetv2_040_zero_init_last'],
+        "MobileNetV2, authors' start": ['--backbone', 'mobilenetv2_040'],
     },
     'segment': {
         'MobileNeXt': ['--backbone', 'mobilenext_035'],
         "MobileNeXt, authors' start": ['--backbone', 'mobilenext_035', '--backbone-kwargs', 'zero_init_last=False'],
-        'MobileNetV2': ['--backbone', 'mobilenetv2_050'],
+        'MobileNetV2': ['--backbone', 'mobilenetv2_050_zero_init_last'],
+        "MobileNetV2, authors' start": ['--backbone', 'mobilenetv2_050'],
     },
 }
 RECIPES = {
@@ -46,6 +50,26 @@ RESULTS = {'detect': 'detection.csv', 'segment': 'segmentation.csv'}
 def mobilenetv2_040(pretrained: bool = False, **kwargs: Any) -> timm.models.EfficientNet:
     """MobileNetV2 at a width between those that timm has names for."""
     return _gen_mobilenet_v2('mobilenetv2_050', 0.40, pretrained=pretrained, **kwargs)
+
+
+@timm.models.register_model
+def mobilenetv2_040_zero_init_last(pretrained: bool = False, **kwargs: Any) -> timm.models.EfficientNet:
+    """The same with MobileNeXt's start."""
+    return start_at_zero(mobilenetv2_040(pretrained, **kwargs))
+
+
+@timm.models.register_model
+def mobilenetv2_050_zero_init_last(pretrained: bool = False, **kwargs: Any) -> timm.models.EfficientNet:
+    """timm's network with MobileNeXt's start."""
+    return start_at_zero(timm.models.mobilenetv2_050(pretrained, **kwargs))
+
+
+def start_at_zero(model: timm.models.EfficientNet) -> timm.models.EfficientNet:
+    """Return the network, with the last norm of each residual branch at zero."""
+    for module in model.modules():
+        if getattr(module, 'has_skip', False):
+            torch.nn.init.zeros_(module.bn3.weight)
+    return model
 
 
 def run(example: str, label: str, seed: int, data_dir: Path, output: Path) -> dict[str, str]:
