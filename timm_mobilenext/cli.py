@@ -1,4 +1,4 @@
-"""What the commands share: their parser, their errors and the folder they write."""
+"""What the commands share: their parser, their errors and the folder they write. Imports neither timm nor PyTorch."""
 import argparse
 import contextlib
 import os
@@ -8,19 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from huggingface_hub.errors import HTTPError
-from timm.utils import ParseKwargs
-
 SOURCES = 'model name with weights, checkpoint, converted folder or hf-hub:OWNER/NAME'
 
 
-class ModelKwargs(ParseKwargs):
+class ModelKwargs(argparse.Action):
     """timm's parser of KEY=VALUE, with an error that names what it cannot read."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any) -> None:
         """Set the option to a dict of the values."""
+        from timm.utils import ParseKwargs
         try:
-            super().__call__(parser, namespace, values, *args)
+            ParseKwargs(self.option_strings, self.dest)(parser, namespace, values)
         except (TypeError, ValueError):
             parser.error(f'{self.option_strings[0]} {" ".join(values)}: expected KEY=VALUE, e.g. width_mult=1.1.')
 
@@ -78,6 +76,7 @@ def read_label_names(path: str | None) -> list[str] | None:
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
     """End a command with one message instead of a traceback."""
+    from huggingface_hub.errors import HTTPError
     try:
         yield
     except (ImportError, OSError, RuntimeError, TypeError, ValueError, HTTPError) as error:  # TypeError: --model-kwargs

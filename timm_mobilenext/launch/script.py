@@ -12,8 +12,8 @@ LAUNCHER = {__file__, str(Path(__file__).parents[1] / '__main__.py'), runpy.run_
 
 
 def fail(message: str) -> NoReturn:
-    """End the launcher with one line that says what was wrong, and the exit code of wrong usage."""
-    print(f'timm_mobilenext: {message}', file=sys.stderr)
+    """End the launcher with one line that says what is wrong, and the exit code of wrong usage."""
+    print(f'error: {message}', file=sys.stderr)
     sys.exit(2)
 
 
