@@ -99,7 +99,7 @@ def test_backbones(name, channels):
 
 
 def test_defaults_are_torchvisions():
-    """Classes, size, default boxes, heads and post-processing are those of torchvision's SSDLite unless given."""
+    """Size, default boxes, heads and post-processing are those of torchvision's SSDLite unless given."""
     theirs, ours = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None), ssdlite320(SMALL)
     for name in ('score_thresh', 'nms_thresh', 'detections_per_img', 'topk_candidates'):
         assert getattr(ours, name) == getattr(theirs, name)
@@ -136,20 +136,19 @@ def test_file(tmp_path):
     assert again(images)[0]['boxes'].shape == (7, 4)
     with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "anchor_generator.scales"'):
         model.load_state_dict(load_file(path))  # which knows no default boxes
-    with pytest.raises(ValueError, match=r'cannot be written with its arguments \(.*type is not JSON serializable\)'):
+    with pytest.raises(TypeError, match='type is not JSON serializable'):
         save(ssdlite320(SMALL, 2, norm_layer=torch.nn.BatchNorm2d), tmp_path / 'other.safetensors', ['no', 'yes'])
     assert [path.name for path in tmp_path.iterdir()] == ['model.safetensors']
     torch.save(model.state_dict(), path)
-    with pytest.raises(ValueError, match=r'model\.safetensors is not a detector: expected a file of timm'):
+    with pytest.raises(ValueError, match=r'model\.safetensors is not a detector: give a file that'):
         load(path)
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(backbone='vit_tiny_patch16_224'), r'VisionTransformer has feature maps of strides \[16\], expected 16 and'),
-    (dict(backbone_kwargs=dict(output_stride=16)), r'strides \[2, 4, 8, 16\], expected 16 and 32'),
-    (dict(backbone_kwargs=dict(features_only=True)), 'expected features_only=False'),
-    (dict(trainable_backbone_layers=3), "trainable_backbone_layers is not an argument of torchvision's SSD: expected"),
-    (dict(num_classes=1), 'num_classes=1 leaves no class to detect: expected at least 2'),
+    (dict(backbone='vit_tiny_patch16_224'), r'VisionTransformer has feature maps of strides \[16\], SSDLite needs'),
+    (dict(backbone_kwargs=dict(features_only=True)), 'give features_only=False in backbone_kwargs'),
+    (dict(trainable_backbone_layers=3), "trainable_backbone_layers is not an argument of torchvision's SSD. Its"),
+    (dict(num_classes=1), 'num_classes=1 leaves no class to detect: give at least 2'),
 ])
 def test_bad_arguments(arguments, message):
     """A backbone without the taps, or no class at all, is an error that says what would do."""

@@ -7,6 +7,7 @@ import huggingface_hub
 import timm
 import torch
 from timm.models import resolve_pretrained_cfg
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mobilenext import __version__
@@ -19,26 +20,18 @@ def count(model: Any) -> tuple[int, int, int]:
     """Return the parameters of a model and its multiply-adds and activations at the size of its images.
 
     Multiply-adds are those of convolutions and linear layers for one image, activations the elements that these
-    return, as in timm's tables. The model, which timm created, stays as it is.
+    return, as in timm's tables. The model, which timm created, is in evaluation mode afterwards.
     """
     activations = 0
 
     def add(module: torch.nn.Module, args: object, out: torch.Tensor) -> None:
         nonlocal activations
-        activations += out.numel()
+        activations += out.numel() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) else 0
 
-    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
-    hooks = [layer.register_forward_hook(add) for layer in layers]
     parameter = next(model.parameters())
     image = torch.zeros(1, *model.pretrained_cfg['input_size'], device=parameter.device, dtype=parameter.dtype)
-    training = model.training
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.eval()(image)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), register_module_forward_hook(add), FlopCounterMode(display=False) as counter:
+        model.eval()(image)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, activations
 
 

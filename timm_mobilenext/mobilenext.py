@@ -280,8 +280,6 @@ class MobileNeXt(nn.Module):
             if self.weight_init == 'fan_out' and isinstance(m, nn.Conv2d):  # mnext.py:203-216
                 # the fan-out of a depthwise conv is not divided by its groups
                 nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
-                if m.bias is not None:
-                    nn.init.zeros_(m.bias)
             elif self.weight_init == 'fan_out' and isinstance(m, nn.Linear):
                 nn.init.normal_(m.weight, 0, 0.01)
                 nn.init.zeros_(m.bias)
@@ -422,7 +420,7 @@ def _pretrained_cfg(name: str, revision: str) -> dict[str, Any]:
     return _cfg(source.url, license=source.license, hf_hub_id=hub_id, hf_hub_filename='model.safetensors')
 
 
-# Weights -> commit of their repository on the Hub, which tools/release.py writes. Without one the Hub is not asked, since
+# Weights -> commit of their repository on the Hub, which tools/release.py writes. Without one the Hub is not asked:
 # anyone may have registered the name. Other architectures get the tag `untrained`, see _entrypoint.
 _WEIGHTS = {
     'mobilenext_100.in1k': '',

@@ -2,13 +2,11 @@
 import os
 import subprocess
 import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
 import timm_mobilenext
-from timm_mobilenext.launch import hook
 
 # imports the package, and shows every warning and every line of a log
 IMPORT = """
@@ -78,17 +76,3 @@ for module in {modules}:
         os._exit(0)
     os.wait()""")
     assert printed.splitlines() == [f'{module} 11' for module in modules]
-
-
-def test_what_is_found_behind(monkeypatch):
-    """The hook returns what the finders behind it find, and nothing where they find nothing."""
-    class Finder:
-        @staticmethod
-        def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec:
-            return ModuleSpec(name, None)  # as for a package that is only a folder
-
-    first = hook.Hook()
-    monkeypatch.setattr(sys, 'meta_path', [first])
-    assert first.find_spec(hook.TARGET) is None
-    monkeypatch.setattr(sys, 'meta_path', [first, Finder])
-    assert first.find_spec(hook.TARGET).name == hook.TARGET
