@@ -113,20 +113,20 @@ def test_architectures_without_weights():
 @pytest.mark.slow
 def test_local_files(tmp_path, known_files):
     """docs/weights.md has a table of what goes with which file; the authors' kind of file and a converted one do it."""
-    theirs = known_files['mobilenext_s']
-    folder = convert(theirs, tmp_path / 'converted')
+    official_file = known_files['mobilenext_s']
+    folder = convert(official_file, tmp_path / 'converted')
     converted = folder / 'model.safetensors'
-    with_theirs = tmp_path / 'theirs'
-    with_theirs.mkdir()
-    shutil.copy(folder / 'config.json', with_theirs)
-    (with_theirs / theirs.name).symlink_to(theirs)
+    with_official = tmp_path / 'official'
+    with_official.mkdir()
+    shutil.copy(folder / 'config.json', with_official)
+    (with_official / official_file.name).symlink_to(official_file)
     expected = read(converted)
 
     def check(model: torch.nn.Module, count: int = len(expected)) -> None:
         assert len(model.state_dict()) == count
         assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
-    for place in (dict(file=str(theirs)), dict(file=str(converted)), folder, with_theirs):
+    for place in (dict(file=str(official_file)), dict(file=str(converted)), folder, with_official):
         name = 'mobilenext_s' if isinstance(place, dict) else f'local-dir:{place}'
         kwargs = dict(pretrained=True, pretrained_cfg_overlay=place if isinstance(place, dict) else None)
         check(timm.create_model(name, **kwargs))

@@ -40,7 +40,7 @@ def drawn(count: int) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]
 
 
 def test_authors_features():
-    """The keys of the authors' SSDLite load; parameters, multiply-adds and the six maps are theirs."""
+    """The keys of the authors' SSDLite load; parameters, multiply-adds and the six maps are those of their code."""
     gain = official.OFFICIAL['models']['mnext_100']['weight_gain']
     weights = {k: v for k, v in official.state_dict('mnext_100').items() if not k.startswith('classifier')}
     weights |= {key: official.fill(key, shape, gain) for key, shape in RECORDED['extras'].items()}
@@ -100,13 +100,13 @@ def test_backbones(name, channels):
 
 def test_defaults_are_torchvisions():
     """Size, default boxes, heads and post-processing are those of torchvision's SSDLite unless given."""
-    theirs, ours = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None), ssdlite320(SMALL)
+    expected, model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None), ssdlite320(SMALL)
     for name in ('score_thresh', 'nms_thresh', 'detections_per_img', 'topk_candidates'):
-        assert getattr(ours, name) == getattr(theirs, name)
-    assert ours.transform.fixed_size == theirs.transform.fixed_size
-    assert ours.transform.image_mean == [0.485, 0.456, 0.406]  # the backbone's, not 0.5 as in torchvision's
-    assert str(ours.anchor_generator) == str(theirs.anchor_generator)
-    assert str(ours.head.classification_head.module_list[2]) == str(theirs.head.classification_head.module_list[2])
+        assert getattr(model, name) == getattr(expected, name)
+    assert model.transform.fixed_size == expected.transform.fixed_size
+    assert model.transform.image_mean == [0.485, 0.456, 0.406]  # the backbone's, not 0.5 as in torchvision's
+    assert str(model.anchor_generator) == str(expected.anchor_generator)
+    assert str(model.head.classification_head.module_list[2]) == str(expected.head.classification_head.module_list[2])
 
 
 def test_recompute_act():
@@ -325,5 +325,5 @@ def test_bad_folder(labels, parts, args, message, example):
 def test_examples_name_their_extra(name, package, extra, monkeypatch):
     """An example without its extra names it before anything is computed."""
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit, match=rf"error: {package} is not installed: pip install '\.\[{extra}\]'"):
+    with pytest.raises(SystemExit, match=rf"error: {package} is not installed: run pip install '\.\[{extra}\]'"):
         runpy.run_path(str(ROOT / 'examples' / f'{name}.py'))

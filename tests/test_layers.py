@@ -1,4 +1,4 @@
-"""What PyTorch and timm lack, each piece alone and at work in the networks."""
+"""What PyTorch and timm lack: each piece on its own, and in the networks."""
 import contextlib
 import copy
 from functools import partial
@@ -48,11 +48,11 @@ class Wrapper(nn.Module):
         return self.layer(x) * 2
 
 
-# -- each piece alone
+# -- each piece on its own
 
 @pytest.mark.parametrize('kwargs', [
     {}, dict(apply_act=False), dict(norm_layer='groupnorm1'), dict(padding='same', act_layer='silu'),
-    dict(aa_layer='blurpc'), dict(act_layer=None)])
+    dict(act_layer=None)])
 def test_conv_norm(kwargs):
     """A ConvNorm folds to a conv and what follows the norm, with equal answers; another norm than batch norm stays."""
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_is_eager():
     assert not any(answers[1:])
 
 
-# -- at work in the networks
+# -- in the networks
 
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('identity_ratio', [1, 0.5])
@@ -298,7 +298,7 @@ def test_grad_checkpointing(name):
         torch.testing.assert_close(*steps, rtol=0, atol=0)
 
 
-# what is watched in a block of ours, and in one of timm's MobileNetV2
+# what is watched in a block of this package, and in one of timm's MobileNetV2
 WATCHED = {
     'mobilenext_100_id050': [
         'stem', 'stem.bn', 'blocks.2.1.dw_end', 'blocks.2.1.dw_end.bn', 'blocks.2.1.se', 'blocks.2.1.drop_path',

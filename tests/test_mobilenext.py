@@ -82,15 +82,15 @@ def test_other_widths(width_mult, params, madds):
 
 @pytest.mark.parametrize('case', official.GOLDEN['cases'])
 def test_golden(case):
-    """With the authors' weights the model answers as their code did: float64 within 1e-9, float32 within 2e-3."""
-    theirs, divisor, dtype = case.split('/')
-    name = theirs.replace('mnext', 'mobilenext')
-    if (theirs, divisor) == ('mnext_100', 'div2'):
+    """With the same weights the model answers as the authors' code: float64 within 1e-9, float32 within 2e-3."""
+    official_name, divisor, dtype = case.split('/')
+    name = official_name.replace('mnext', 'mobilenext')
+    if (official_name, divisor) == ('mnext_100', 'div2'):
         name, kwargs = 'mobilenext_100_id050', {}
     else:
         kwargs = dict(identity_ratio=1 / int(divisor.removeprefix('div')))
     model = timm.create_model(
-        name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=official.state_dict(theirs)), **kwargs)
+        name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=official.state_dict(official_name)), **kwargs)
     dtype = getattr(torch, dtype)
     with torch.no_grad():
         logits = model.eval().to(dtype)(official.images().to(dtype))
@@ -152,7 +152,7 @@ def test_zero_init_last(name):
             assert not weights[-1][:chs].any()
             assert all((weight == 1).all() for weight in [*weights[:-1], weights[-1][chs:]])
     block = SandGlass(8, 8, dw_end=False, norm_layer='groupnorm1')
-    assert block.pw_expand.bn.weight.all()  # alone it has PyTorch's start
+    assert block.pw_expand.bn.weight.all()  # on its own it starts as in PyTorch
     block.zero_init_last()
     x = torch.randn(1, 8, 4, 4)
     assert torch.equal(block(x), x)
@@ -174,7 +174,7 @@ def test_sand_glass_shapes():
     x = torch.randn(2, 24, 9, 14)
     for kwargs in (
             {}, dict(dw_start=False), dict(dw_start=False, dw_end=False), dict(ghost=True), dict(se_chs=4),
-            dict(pw_groups=2), dict(pad_type='same', dw_kernel_size=5), dict(dilation=2), dict(aa_layer='blurpc'),
+            dict(pw_groups=2), dict(pad_type='same', dw_kernel_size=5), dict(dilation=2),
             dict(act_layer='silu', norm_layer='groupnorm1')):
         for stride in (1, 2) if kwargs.get('dw_end', True) else (1,):
             out = SandGlass(24, 32, stride=stride, **kwargs)(x)
@@ -358,7 +358,7 @@ def test_meta_device():
     (dict(identity_ratio=-0.1, depth_mult=0.1), r'identity_ratio=-0\.1'),  # no block left that has a shortcut
 ])
 def test_bad_arguments(kwargs, message):
-    """An argument that would give another network in silence is named with its value and what was expected."""
+    """An argument that would build another network without an error is named, with its value and what to give."""
     with pytest.raises(ValueError, match=message):
         timm.create_model('mobilenext_100', **kwargs)
 

@@ -154,7 +154,7 @@ LINES = st.one_of(
 
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch) -> None:
-    """Start in an empty folder, beside files that are no checkpoints, with what takes seconds left out."""
+    """Start in an empty folder, beside files that are not checkpoints, without what takes seconds."""
     for folder in ('work', 'folder'):
         (tmp_path / folder).mkdir()
     (tmp_path / 'junk').write_bytes(b'\xff no weights')

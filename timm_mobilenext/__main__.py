@@ -34,13 +34,11 @@ COMMANDS = {
 
 def _unknown(word: str) -> str:
     """Say what is wrong with a word that is neither a command nor a script, and what it could be."""
-    folder, name = os.path.split(os.path.abspath(word))
-    what = 'not an option' if word.startswith('-') else f'not a command, and there is no file {name} in {folder}'
+    what = 'an option' if word.startswith('-') else f'a command, and file {os.path.abspath(word)} does not exist'
     near = difflib.get_close_matches(word, [*COMMANDS, '--resume-newest', '--version', '--help'], 1, 0.7)
-    return ' '.join([
-        f'{word!r} is {what}.',
-        *(f'Did you mean {match}?' for match in near),
-        f'Give a command ({", ".join(COMMANDS)}), the path of a script, or -m MODULE (--help explains).'])
+    hint = f'Did you mean {near[0]}? ' if near else ''
+    return (f'{word!r} is not {what}. {hint}Give a command ({", ".join(COMMANDS)}), the path of a script, or -m MODULE '
+            '(--help explains).')
 
 
 def main() -> int:

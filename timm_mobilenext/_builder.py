@@ -17,13 +17,7 @@ def build_model_with_cfg(
         model_cls: Any, variant: str, pretrained: bool, pretrained_cfg: Any = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None, cache_dir: str | Path | None = None, **kwargs: Any,
 ) -> Any:
-    """Build a model as timm does, and return it.
-
-    Args:
-        model_cls, variant: Class of the model and name of the architecture.
-        pretrained: Whether to load weights.
-        cache_dir: Folder of the caches, by default those of the Hub's client and of torch.hub.
-        pretrained_cfg, pretrained_cfg_overlay, **kwargs: See timm; the rest are arguments of the model.
+    """Build a model as timm does, from its arguments.
 
     Raises:
         OSError: If the weights are unavailable.

@@ -3,7 +3,6 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,8 +27,8 @@ def is_eager(x: torch.Tensor) -> bool:
         type(x) is torch.Tensor
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()  # no public name; autograd.Function asks the same
-        and not torch._C._len_torch_function_stack()  # no public name either
+        and not torch._C._are_functorch_transforms_active()  # has no public name; autograd.Function calls it too
+        and not torch._C._len_torch_function_stack()  # has no public name either
         and unpack_dual(x).tangent is None
     )
 
@@ -96,7 +95,7 @@ class ConvNorm(ConvNormAct):
         return isinstance(self.conv, nn.Conv2d) and 'weight' in self.conv._parameters
 
     def fuse(self) -> nn.Module:
-        """Return the conv with the batch norm folded in, followed by the activation and the anti-aliasing if any.
+        """Return the conv with the batch norm folded in, followed by the activation if any.
 
         In training mode too, as timm's scripts reparameterize a model before they call `eval()`. A unit stays as it is
         if its norm is not a batch norm with statistics, or its conv not plain.
@@ -109,11 +108,8 @@ class ConvNorm(ConvNormAct):
         with torch.no_grad():
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
-        for name, m in (('act', getattr(norm, 'act', None)), ('aa', self.aa)):
-            if m is not None and not isinstance(m, nn.Identity):
-                layers[name] = m
-        return nn.Sequential(layers) if len(layers) > 1 else conv
+        act = getattr(norm, 'act', nn.Identity())
+        return conv if isinstance(act, nn.Identity) else nn.Sequential(OrderedDict(conv=conv, act=act))
 
 
 @contextmanager
@@ -131,18 +127,11 @@ def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             setattr(m, name, buffer)
 
 
-def checkpoint(
-        function: Callable[[torch.Tensor], torch.Tensor], modules: Iterable[nn.Module], x: torch.Tensor,
-) -> torch.Tensor:
+def checkpoint(function: Callable, modules: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
     """Call function(x) and keep only x for the backward pass, which calls it again.
 
-    Like PyTorch's checkpoint, but the second call does not update the running statistics again (except under
-    torch.compile, which does not support that).
-
-    Args:
-        function: What is called.
-        modules: The modules whose buffers the second call must not change.
-        x: The input, of any shape.
+    Like PyTorch's checkpoint, but the second call does not update the running statistics of `modules` again (except
+    under torch.compile, which does not support that).
     """
     if torch.compiler.is_compiling():
         return torch_checkpoint(function, x, use_reentrant=False)
@@ -166,17 +155,7 @@ def _is_plain(unit: nn.Module) -> bool:
         for m in unit.modules())
 
 
-def _after_conv(unit: Any, x: torch.Tensor) -> torch.Tensor:
-    x = unit.bn(x)
-    return x if unit.aa is None else unit.aa(x)
-
-
-def _norm_to_conv(unit: Any, following: Any, x: torch.Tensor) -> torch.Tensor:
-    return following.conv(_after_conv(unit, x))
-
-
-def recompute_act(
-        convs: Callable[[torch.Tensor], torch.Tensor], units: Iterable[Any], x: torch.Tensor) -> torch.Tensor:
+def recompute_act(convs: Callable, units: Iterable[Any], x: torch.Tensor) -> torch.Tensor:
     """Call convs(x) and keep what the convs return for the backward pass, not what norms and activations return.
 
     If anything watches, wraps, replaces or rewrites a layer, this is a plain call. If the units do not follow each
@@ -194,5 +173,5 @@ def recompute_act(
         return checkpoint(convs, units, x)
     x = units[0].conv(x)
     for unit, following in pairwise(units):
-        x = checkpoint(partial(_norm_to_conv, unit, following), [unit], x)
-    return _after_conv(units[-1], x)
+        x = checkpoint(nn.Sequential(unit.bn, following.conv), [unit], x)
+    return units[-1].bn(x)

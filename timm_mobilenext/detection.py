@@ -43,7 +43,7 @@ class _Tracer(fx.Tracer):
 
 
 def _body(model: Any) -> fx.GraphModule:
-    """Return the model without its head, as a graph that returns the maps which SSDLite takes from it.
+    """Return the model without its head, as a graph that returns the maps that SSDLite needs.
 
     They are the taps at strides 16 and 32, and the end, where the extra blocks start. In a MobileNeXt the taps are what
     enters the last depthwise conv of the block that strides from 16 to 32 and of the last block, as in the authors'
@@ -165,8 +165,8 @@ def ssdlite320(
         **kwargs: Arguments of torchvision's `SSD`, `size` and `head` among them.
 
     Raises:
-        ValueError: If the backbone has no feature maps of strides 16 and 32, is to be `features_only`, there is no
-            class but the background, or torchvision's `SSD` does not have an argument.
+        ValueError: If the backbone has no feature maps of strides 16 and 32, is to be `features_only`, the
+            background is the only class, or torchvision's `SSD` does not have an argument.
         RuntimeError: If the weights do not fit the MobileNeXt. timm checks those of other networks.
     """
     if num_classes < 2:
@@ -185,7 +185,7 @@ def ssdlite320(
     if in_chans != 3:
         mean, std = ([sum(values) / len(values)] * in_chans for values in (mean, std))
 
-    # from here on the numbers are those of torchvision's ssdlite.py
+    # from here on, the numbers are those of torchvision's ssdlite.py
     if anchor_generator is None:
         anchor_generator = DefaultBoxGenerator([[2, 3] for _ in features.out_channels], min_ratio=0.2, max_ratio=0.95)
     defaults: dict[str, Any] = dict(

@@ -39,7 +39,7 @@ _STAGES = (
     (6, 960, 3, 1, 3),
     (6, 1280, 1, 1, 3),
 )
-# utils_i2rnet.py:245-251 beside model.py: the second row strides in the place of the first, three rows have 5x5 kernels
+# utils_i2rnet.py:245-251 beside model.py: the second row strides instead of the first, three rows have 5x5 kernels
 _STAGES_SE = (
     (2, 96, 1, 1, 3),
     (6, 144, 1, 2, 3),
@@ -93,7 +93,7 @@ class SandGlass(nn.Module):
             dw_kernel_size: int = 3, dw_start: bool = True, dw_end: bool = True,
             max_expand_ratio: int = 6, pw_groups: int = 1, ghost: bool = False, se_chs: int = 0,
             pad_type: PadType = '', act_layer: LayerType = 'relu6', norm_layer: LayerType = 'batchnorm2d',
-            aa_layer: LayerType | None = None, drop_path_rate: float = 0., recompute_act: bool = False,
+            drop_path_rate: float = 0., recompute_act: bool = False,
             device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         """
@@ -111,7 +111,7 @@ class SandGlass(nn.Module):
             se_chs: Width of the squeeze-excite bottleneck, 0 for no squeeze-excite.
             pad_type: Padding of the depthwise convs, '' symmetric or 'same' like TensorFlow's.
             act_layer: Activation after the first depthwise conv, the expansion and in the squeeze-excite.
-            norm_layer, aa_layer: Normalization after every conv, anti-aliasing after a depthwise conv that strides.
+            norm_layer: Normalization after every conv.
             drop_path_rate: Probability to drop the branch, per sample, on the channels with a shortcut.
             recompute_act: Recompute norms and activations between the convs in the backward pass, to save memory.
 
@@ -142,8 +142,9 @@ class SandGlass(nn.Module):
         self.dw_start = dw(in_chs, in_chs, groups=in_chs) if dw_start else nn.Identity()
         self.pw_reduce = conv(self.pw_chs, mid_chs, groups=pw_groups, apply_act=False)
         self.pw_expand = conv(mid_chs, out_chs - (in_chs - self.pw_chs), groups=pw_groups)
-        dw_last = partial(dw, stride=stride, groups=out_chs, apply_act=False, aa_layer=aa_layer)
-        self.dw_end = dw_last(out_chs, out_chs) if dw_end else nn.Identity()
+        self.dw_end = nn.Identity()
+        if dw_end:
+            self.dw_end = dw(out_chs, out_chs, stride=stride, groups=out_chs, apply_act=False)
         act: Any = act_layer
         self.se = SqueezeExcite(out_chs, rd_channels=se_chs, act_layer=act, **dd) if se_chs else nn.Identity()
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate and self.identity_chs else nn.Identity()
@@ -187,8 +188,8 @@ class MobileNeXt(nn.Module):
             width_mult: float = 1.0, depth_mult: float = 1.0, identity_ratio: float = 1.0, keep_3x3: bool = True,
             max_expand_ratio: int = 6, pw_groups: int = 1, ghost: bool = False, se_ratio: float = 0.,
             pad_type: PadType = '', act_layer: LayerType = 'relu6', norm_layer: LayerType = 'batchnorm2d',
-            aa_layer: LayerType | None = None, drop_rate: float = 0., drop_path_rate: float = 0.,
-            recompute_act: bool = False, zero_init_last: bool = True, weight_init: str = 'fan_out',
+            drop_rate: float = 0., drop_path_rate: float = 0., recompute_act: bool = False,
+            zero_init_last: bool = True, weight_init: str = 'fan_out',
             device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         """
@@ -206,7 +207,7 @@ class MobileNeXt(nn.Module):
             drop_path_rate: Stochastic depth: drop block i of n with probability drop_path_rate * i / n (model.py).
             zero_init_last: Start each block as its shortcut, unlike the authors: from scratch it trains faster.
             weight_init: 'fan_out' for the init of mnext.py, 'torch' for PyTorch's, which model.py leaves in place.
-            identity_ratio, max_expand_ratio, pad_type, act_layer, norm_layer, aa_layer, recompute_act: See SandGlass.
+            identity_ratio, max_expand_ratio, pad_type, act_layer, norm_layer, recompute_act: See SandGlass.
 
         Raises:
             ValueError: If a multiplier leaves no channel or block, or `identity_ratio` is outside [0, 1].
@@ -214,7 +215,6 @@ class MobileNeXt(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         assert output_stride in (8, 16, 32)
-        assert weight_init in ('fan_out', 'torch')
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -226,9 +226,6 @@ class MobileNeXt(nn.Module):
         layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act_layer, **dd)
         self.stem = _layers.ConvNorm(in_chans, in_chs, kernel_size=3, stride=2, padding=pad_type, **layers)
 
-        block_args: dict[str, Any] = dict(
-            identity_ratio=identity_ratio, max_expand_ratio=max_expand_ratio, pad_type=pad_type, aa_layer=aa_layer,
-            recompute_act=recompute_act, **layers)
         if not depth_mult > 0:
             raise ValueError(f'depth_mult={depth_mult} leaves no blocks. Expected a positive number.')
         depths = [math.ceil(n * depth_mult) for _, _, n, _, _ in stages]  # utils_i2rnet.py, round_repeats
@@ -249,9 +246,10 @@ class MobileNeXt(nn.Module):
                 dilate = stride if reduction * stride > output_stride else 1
                 blocks.append(SandGlass(
                     in_chs, out_chs, stride=stride // dilate, dilation=dilation, reduction_ratio=ratio,
-                    noskip=not has_shortcut, dw_kernel_size=kernel_size, dw_start=dw_start, dw_end=dw_end,
-                    pw_groups=pw_groups if dw_start else 1, ghost=ghost and dw_start, se_chs=se_chs,
-                    drop_path_rate=drop_path_rate * block_idx / sum(depths), **block_args))
+                    identity_ratio=identity_ratio, noskip=not has_shortcut, dw_kernel_size=kernel_size,
+                    dw_start=dw_start, dw_end=dw_end, max_expand_ratio=max_expand_ratio,
+                    pw_groups=pw_groups if dw_start else 1, ghost=ghost and dw_start, se_chs=se_chs, pad_type=pad_type,
+                    drop_path_rate=drop_path_rate * block_idx / sum(depths), recompute_act=recompute_act, **layers))
                 dilation *= dilate
                 reduction *= stride // dilate
                 in_chs = out_chs
@@ -420,8 +418,8 @@ def _pretrained_cfg(name: str, revision: str) -> dict[str, Any]:
     return _cfg(source.url, license=source.license, hf_hub_id=hub_id, hf_hub_filename='model.safetensors')
 
 
-# Weights -> commit of their repository on the Hub, which tools/release.py writes. Without one the Hub is not asked:
-# anyone may have registered the name. Other architectures get the tag `untrained`, see _entrypoint.
+# Weights -> commit of their repository on the Hub, which tools/release.py writes. Without one the Hub is not
+# used: anyone may have registered the name. Other architectures get the tag `untrained`, see _entrypoint.
 _WEIGHTS = {
     'mobilenext_100.in1k': '',
     'mobilenext_100.paddle_in1k': '',  # of PaddleClas, with the images prepared as for the authors' weights

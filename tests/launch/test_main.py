@@ -94,13 +94,13 @@ def test_models_are_registered_with_the_timm_of_the_script(tmp_path):
 
 
 @pytest.mark.parametrize(('args', 'said'), [
-    (['missing.py'], "'missing.py' is not a command, and there is no file missing.py in {}. Give a command"),
+    (['missing.py'], "'missing.py' is not a command, and file {}/missing.py does not exist. Give a command"),
     (['conver', 'x'], f'Did you mean convert? Give a command ({", ".join(COMMANDS)}), the path of a script, or'),
     (['--versoin'], "'--versoin' is not an option. Did you mean --version? Give"),
     (['-m'], '-m needs a module: -m MODULE [ARGS].'),
     (['-m', 'missing.module'], "No module named 'missing'"),
     (['--resume-newest', 'run'], '--resume-newest needs a folder and a script: --resume-newest DIR SCRIPT.py [ARGS].'),
-    (['--resume-newest', 'run', 'missing.py'], 'there is no file missing.py in {}. Give'),
+    (['--resume-newest', 'run', 'missing.py'], 'file {}/missing.py does not exist. Give'),
 ])
 def test_wrong_arguments(tmp_path, args, said):
     """What cannot be run is answered by one line that says what is wrong and what to give instead."""
