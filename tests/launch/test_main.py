@@ -55,15 +55,16 @@ def test_script_runs_as_under_python(tmp_path, end):
     assert (alone.returncode, alone.stdout, alone.stderr) == (launched.returncode, launched.stdout, launched.stderr)
 
 
-def test_module_runs_as_under_python(tmp_path):
-    """A module of a package gets and leaves the same as under `python -m`."""
+@pytest.mark.parametrize('code', [SCRIPT, 'import no_such_module'])
+def test_module_runs_as_under_python(tmp_path, code):
+    """A module of a package gets and leaves the same as under `python -m`, an import error too."""
     package = tmp_path / 'package'
     package.mkdir()
     (package / '__init__.py').write_text('import sys; print(sys.argv)')
-    (package / 'module.py').write_text(SCRIPT)
+    (package / 'module.py').write_text(code)
     alone = python('-m', 'package.module', 'raise', '-m', cwd=tmp_path)
     launched = python('-m', 'timm_mobilenext', '-m', 'package.module', 'raise', '-m', cwd=tmp_path)
-    assert 'package' in alone.stdout
+    assert "'raise', '-m']" in alone.stdout
     assert alone.stdout == launched.stdout
     assert alone.returncode == launched.returncode == 1
     title, *traceback = launched.stderr.splitlines(keepends=True)
