@@ -64,7 +64,7 @@ def calibrated() -> Callable[..., torch.nn.Module]:
 
 @pytest.fixture(scope='session')
 def authors_files(tmp_path_factory) -> dict[str, Path]:
-    """Files of the layout of the authors' five, with weights by formula."""
+    """Files in the layout of the authors' five, with weights by formula."""
     folder = tmp_path_factory.mktemp('authors')
     files = {}
     for name, source in authors.SOURCES.items():
@@ -82,7 +82,7 @@ def blobs(authors_files) -> dict[str, str]:
 
 @pytest.fixture(scope='session')
 def paddle_file(tmp_path_factory) -> Path:
-    """A file of the layout of PaddleClas's, with weights by formula."""
+    """A file in the layout of PaddleClas, with weights by formula."""
     path = tmp_path_factory.mktemp('paddle') / 'MobileNeXt_x1_0_pretrained.pdparams'
     official.save_pdparams(path)
     return path
@@ -106,7 +106,7 @@ def server(tmp_path, authors_files, paddle_file) -> Iterator[Loopback]:
 
 
 class Client:
-    """Runs code in new processes that share their caches with each other and with nobody else."""
+    """Runs code in new processes that share their caches only with each other."""
 
     # forks of one process that has imported PyTorch, which is most of the time of `import timm`; Windows has no forks
     processes = multiprocessing.get_context(
@@ -172,7 +172,7 @@ def converted(tmp_path_factory, authors_files, blobs) -> Path:
 
 @pytest.fixture
 def on_hub(server, client, converted) -> str:
-    """The Hub has them, and the client knows their commit, which is returned with the name."""
+    """The name and commit of these weights on the Hub, which the client knows."""
     shutil.copytree(converted, server.hub / client_process.REPO)
     pin = f'{client_process.REPO}@{server.revision(client_process.REPO)}'
     client.env['PINS'] = json.dumps({'mobilenext_100': pin})
@@ -229,7 +229,7 @@ def trained(digits, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def timm_scripts() -> Path:
-    """The folder of timm's scripts, which are in no package of it."""
+    """The folder of timm's scripts, which its package does not have."""
     folder = Path(os.environ.get('TIMM_SCRIPTS', Path(__file__).parent.parent.parent / 'pytorch-image-models'))
     if not (folder / 'train.py').exists():
         pytest.skip(f'no checkout of timm in {folder}: set TIMM_SCRIPTS to one to run its scripts')

@@ -1,4 +1,4 @@
-"""What `pretrained=True` takes, in which order, and what a user reads where that fails."""
+"""What `pretrained=True` loads, in which order, and what a user reads if that fails."""
 import os
 import shutil
 
@@ -18,7 +18,7 @@ print(locate(timm.get_pretrained_cfg('mobilenext_100')).text)"""
 
 @pytest.mark.slow
 def test_authors_file(server, client):
-    """Of what is not pinned the authors' file is loaded, raw weights or EMA; from then on it needs no network."""
+    """Without a pin the authors' file is loaded, raw weights or EMA; after that it needs no network."""
     names = sorted(SOURCES)
     foreign = server.hub / REPO  # of whoever registered the name
     foreign.mkdir(parents=True)
@@ -57,7 +57,7 @@ assert model.pretrained_cfg['crop_pct'] == 1.0 and 'state_dict' not in model.pre
 
 @pytest.mark.slow
 def test_pinned_commit(on_hub, server, client):
-    """A pinned commit is taken of the Hub, and offline from its cache, whatever the repository has now."""
+    """A pinned commit is loaded from the Hub, and offline from its cache, even if the repository has changed."""
     assert client.run(LOCATE) == f'Hub ({on_hub})'
     first = client.run(golden('mobilenext_100'))
     assert client.stderr == ''
@@ -74,7 +74,7 @@ def test_pinned_commit(on_hub, server, client):
 
 @pytest.mark.parametrize('fault', ['private', 'down', 'foreign', 'late', 'refused'])
 def test_hub_out_of_reach(fault, on_hub, server, client):
-    """A Hub that hides the repository, is down, is not a Hub, or gives no answer gives way to the authors' file."""
+    """If the Hub hides the repository, is down, is not a Hub, or does not answer, the authors' file is loaded."""
     server.faults['hub'] = fault
     env = {'HF_ENDPOINT': 'http://127.0.0.1:9'} if fault == 'refused' else {}
     client.run(
@@ -85,7 +85,7 @@ def test_hub_out_of_reach(fault, on_hub, server, client):
 
 
 def test_what_the_user_names(on_hub, server, client):
-    """A repository that the user names is taken or fails; nothing else is looked for."""
+    """If a repository that the user names is missing, that is an error; nothing else is loaded."""
     message = client.fail(CREATE.format(", pretrained_cfg_overlay=dict(hf_hub_id='me/mine')"))
     assert message.startswith('RepositoryNotFoundError: ')
     assert not any('/files/' in request for request in server.log)
@@ -102,7 +102,7 @@ def test_damaged_hub_cache(on_hub, client):
 
 
 def test_architectures_without_weights():
-    """Those the authors published no weights of say so as timm does, and what a user can do."""
+    """Architectures without published weights say so as timm does, and say what a user can do."""
     for name in set(timm.list_models(module='mobilenext')) - set(SOURCES):
         with pytest.raises(RuntimeError, match=f'No pretrained weights exist for {name}, only for ') as error:
             timm.create_model(name, pretrained=True)
@@ -112,7 +112,7 @@ def test_architectures_without_weights():
 
 @pytest.mark.slow
 def test_local_files(tmp_path, known_files):
-    """docs/weights.md has a table of what goes with which file; the authors' kind of file and a converted one do it."""
+    """The authors' kind of file and a converted one work with the arguments that docs/weights.md lists for them."""
     official_file = known_files['mobilenext_s']
     folder = convert(official_file, tmp_path / 'converted')
     converted = folder / 'model.safetensors'

@@ -50,7 +50,7 @@ def test_exchanged_network():
 
 @pytest.mark.parametrize('label', COMPARE['MODELS'])
 def test_same_start(label):
-    """A block passes the channels with a shortcut on as they are at the start, those of MobileNetV2 too."""
+    """At the start a block does not change the channels that have a shortcut, in MobileNetV2 either."""
     blocks = [m for m in create(label).modules() if isinstance(m, (InvertedResidual, SandGlass))]
     skips = [
         (block, block.identity_chs if isinstance(block, SandGlass) else block.conv_pw.in_channels) for block in blocks
@@ -83,7 +83,7 @@ def command(digits, tmp_path) -> list[str]:
 
 @pytest.mark.slow
 def test_comparison_resumes(command, tmp_path):
-    """Each network is trained on each set with each seed, once, and killed in between it ends with the same figures."""
+    """Each network is trained on each set with each seed, once; killed and resumed it ends with the same figures."""
     pytest.importorskip('matplotlib', reason="the extra 'compare' is not installed")
 
     def figures(output: Path) -> list[dict[str, str]]:

@@ -123,7 +123,7 @@ def test_recompute_act():
 
 
 def test_file(tmp_path):
-    """A detector of any default boxes, backbone and channels is the same again from its file, which has the classes."""
+    """From its file a detector of any default boxes, backbone and channels is built again, with its classes."""
     boxes = DefaultBoxGenerator([[2]] * 6, scales=[0.08, 0.4, 0.5, 0.65, 0.8, 0.95, 1.], clip=False)
     model = ssdlite320('mobilenext_050', 2, backbone_kwargs=dict(in_chans=1, identity_ratio=0.5, width_mult=0.1),
                        anchor_generator=boxes, topk_candidates=7).to(memory_format=torch.channels_last).eval()
@@ -135,7 +135,7 @@ def test_file(tmp_path):
         torch.testing.assert_close(same(images), model(images))
     assert again(images)[0]['boxes'].shape == (7, 4)
     with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "anchor_generator.scales"'):
-        model.load_state_dict(load_file(path))  # which knows no default boxes
+        model.load_state_dict(load_file(path))  # which does not know the default boxes
     with pytest.raises(TypeError, match='type is not JSON serializable'):
         save(ssdlite320(SMALL, 2, norm_layer=torch.nn.BatchNorm2d), tmp_path / 'other.safetensors', ['no', 'yes'])
     assert [path.name for path in tmp_path.iterdir()] == ['model.safetensors']
@@ -151,7 +151,7 @@ def test_file(tmp_path):
     (dict(num_classes=1), 'num_classes=1 leaves no class to detect: give at least 2'),
 ])
 def test_bad_arguments(arguments, message):
-    """A backbone without the taps, or no class at all, is an error that says what would do."""
+    """A backbone without the taps, or an argument that torchvision would ignore, is an error that says what to give."""
     with pytest.raises(ValueError, match=message):
         ssdlite320(**arguments)
 
@@ -312,7 +312,7 @@ def test_layout_of_pascal_voc(example, capsys):
     ([], {}, [], "The split 'train' of data has no boxes in 1 images"),
 ])
 def test_bad_folder(labels, parts, args, message, example):
-    """What cannot be trained on ends in one line before any training, which names the file."""
+    """Data that cannot be trained on is an error before the training, in one line that names the file."""
     write_sample('data/train/0', labels, **parts)
     write_sample('data/test/0', ['bright'])
     with pytest.raises(SystemExit, match=f'^error: .*{message}'):

@@ -35,7 +35,7 @@ def test_command():
 
 @pytest.mark.slow
 def test_places(on_hub, client):
-    """Each weight is said to be where it is then taken from."""
+    """The report says of all weights where they are then loaded from."""
     found = places(client.run("""
 timm.create_model('mobilenext_s', pretrained=True)
 from timm_mobilenext.doctor import main

@@ -38,7 +38,7 @@ def step(model: nn.Module, x: torch.Tensor, run=None) -> dict[str, torch.Tensor]
 
 
 class Wrapper(nn.Module):
-    """A layer in an adapter's place: what it wraps, and what it adds."""
+    """What an adapter puts in the place of a layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_relu6(name, memory_format):
 
 @pytest.mark.parametrize('flag', ['scriptable', 'exportable'])
 def test_plain_relu6(flag):
-    """Models created to be scripted or exported have PyTorch's ReLU6, as timm has it of its own activations."""
+    """Models created to be scripted or exported have PyTorch's ReLU6, as timm does with its own activations."""
     model = create(SMALL, **{flag: True})
     assert {type(m) for m in model.modules() if isinstance(m, nn.ReLU6)} == {nn.ReLU6}
 

@@ -126,7 +126,7 @@ def test_drop_path_schedule():
 
 
 def test_init():
-    """Convolutions start as the authors', the depthwise fan-out not divided by groups; no dropout unless asked for."""
+    """Convolutions start as the authors', the depthwise fan-out not divided by groups; no dropout by default."""
     torch.manual_seed(0)
     model = timm.create_model('mobilenext_100')
     block = model.blocks[6][1]
@@ -142,7 +142,7 @@ def test_init():
 
 @pytest.mark.parametrize('name', ['mobilenext_100_id050', 'mobilenext_s'])
 def test_zero_init_last(name):
-    """A block starts as its shortcut, its last norm zero on the channels that have one, unless it is told not to."""
+    """A block starts as its shortcut, its last norm zero on the channels that have one, by default."""
     for zero_init_last in (True, False):
         model = timm.create_model(name, zero_init_last=zero_init_last)
         for block in sand_glasses(model):
@@ -211,7 +211,7 @@ def test_forward_intermediates(indices, calibrated):
     torch.testing.assert_close(features, early)
     torch.testing.assert_close([rows[model.stage_ends[i]] for i in taken], features)
     assert len(rows) == 9
-    model.blocks[-1] = None  # what is behind the last one that is asked for is not run
+    model.blocks[-1] = None  # layers behind the last feature in `indices` do not run
     assert len(model.forward_intermediates(x, [1], stop_early=True, intermediates_only=True)) == 1
 
 
@@ -295,7 +295,7 @@ def test_compiles_for_all_sizes(name, mode):
 
 @pytest.mark.parametrize(('indices', 'rows', 'chs'), [([0], 0, 16), ([1], 2, 48), ([0, 2], 3, 64), (1, 8, 1280)])
 def test_prune_intermediate_layers(indices, rows, chs):
-    """What is behind the last feature that is asked for goes, the head with it; the features stay as they are."""
+    """Layers behind the last feature in `indices` are removed, with the head; the features do not change."""
     model = timm.create_model(SMALL).eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -311,7 +311,7 @@ def test_prune_intermediate_layers(indices, rows, chs):
 
 
 def test_head():
-    """The head drops only in training, with the probability that is given, and classifies unless told not to."""
+    """The head drops features only in training, with the given probability, and returns them with pre_logits."""
     model = timm.create_model(SMALL, drop_rate=0.25)
     features = torch.ones(4, 1280, 2, 2)
     dropped = model.forward_head(features, pre_logits=True)
@@ -355,7 +355,7 @@ def test_meta_device():
     (dict(width_mult=float('nan')), 'width_mult=nan'),
     (dict(depth_mult=0), 'depth_mult=0 leaves no blocks'),
     (dict(identity_ratio=1.5), r'identity_ratio=1\.5 is not a share of the channels\. Expected 0 '),
-    (dict(identity_ratio=-0.1, depth_mult=0.1), r'identity_ratio=-0\.1'),  # no block left that has a shortcut
+    (dict(identity_ratio=-0.1, depth_mult=0.1), r'identity_ratio=-0\.1'),  # none of its blocks has a shortcut
 ])
 def test_bad_arguments(kwargs, message):
     """An argument that would build another network without an error is named, with its value and what to give."""
@@ -364,7 +364,7 @@ def test_bad_arguments(kwargs, message):
 
 
 def test_block_that_cannot_stride():
-    """A block that strides says that it needs the last depthwise conv, which would do it."""
+    """A block that is to stride without the last depthwise conv is an error that says what to give."""
     with pytest.raises(ValueError, match='stride=2 needs the last depthwise conv: set dw_end=True'):
         SandGlass(8, 16, stride=2, dw_end=False)
 
@@ -374,6 +374,6 @@ def test_class_is_public():
     factory = timm.create_model('mobilenext_100', device='meta')
     assert [(name, p.shape) for name, p in MobileNeXt(device='meta').named_parameters()] == [
         (name, p.shape) for name, p in factory.named_parameters()]
-    made = timm_mobilenext.mobilenext.mobilenext_100(device='meta')  # an entry point, which asks for no weights
+    made = timm_mobilenext.mobilenext.mobilenext_100(device='meta')  # an entry point, without weights
     assert made.state_dict().keys() == factory.state_dict().keys()
     assert MobileNeXt(num_classes=5, width_mult=0.35)(torch.randn(2, 3, 32, 32)).shape == (2, 5)

@@ -26,7 +26,7 @@ MOVE_INTO_TIMM = {
 
 
 def test_imports_go_one_way():
-    """No modules of the package import each other in a circle, and all stand below the command line."""
+    """No modules of the package import each other in a circle, and none imports the command line."""
     graph = {}
     for path in PACKAGE.rglob('*.py'):
         name = '.'.join(path.relative_to(PACKAGE.parent).with_suffix('').parts).removesuffix('.__init__')
@@ -49,7 +49,7 @@ def test_few_entries_at_the_top():
 
 @pytest.mark.slow  # compiles timm once more
 def test_model_file_works_in_timm(tmp_path):
-    """mobilenext.py, with the imports changed that its comment names, works in timm's own models/."""
+    """With the imports that its comment names, mobilenext.py works in timm's own models/."""
     models = tmp_path / 'timm' / 'models'
     shutil.copytree(Path(timm.__file__).parent, models.parent)
     source = (PACKAGE / 'mobilenext.py').read_text()

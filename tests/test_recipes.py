@@ -96,7 +96,7 @@ def test_page_lists_all_recipes():
 
 
 def test_recipe_is_written(tmp_path, monkeypatch):
-    """The command writes a recipe into the current folder, and leaves a file that is there as it is."""
+    """The command writes a recipe into the current folder, and does not overwrite a file."""
     monkeypatch.chdir(tmp_path)
     assert recipe.main(['scratch']) == 0
     assert yaml.safe_load(Path('scratch.yaml').read_text()) == RECIPES['scratch']

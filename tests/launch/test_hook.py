@@ -29,7 +29,7 @@ def run_python(code: str) -> str:
 
 
 def test_import_after_timm():
-    """The import is silent, loads what the models need and no tool, nothing that timm does not load, and registers."""
+    """The import is silent, registers the models, and loads only what they need, nothing that timm does not load."""
     loaded = run_python(f"""
 import sys, timm
 {IMPORT}
@@ -48,7 +48,7 @@ import importlib.machinery, sys, typing
 {IMPORT}
 assert new == {{'timm_mobilenext', 'timm_mobilenext.launch', 'timm_mobilenext.launch.hook'}}, new
 assert not hasattr(timm_mobilenext, 'mobilenet') and 'timm' not in sys.modules
-logging.disable()  # packages that PyTorch imports where they are installed, as pydot, write to the log
+logging.disable()  # packages that PyTorch imports if they are installed, e.g. pydot, write to the log
 from timm_mobilenext import mobilenext_035
 import timm
 assert timm.model_entrypoint('mobilenext_035') is mobilenext_035

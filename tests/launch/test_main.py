@@ -104,7 +104,7 @@ def test_models_are_registered_with_the_timm_of_the_script(tmp_path):
     (['--resume-newest', 'run', 'missing.py'], 'file {}/missing.py does not exist. Give'),
 ])
 def test_wrong_arguments(tmp_path, args, said):
-    """What cannot be run is answered by one line that says what is wrong and what to give instead."""
+    """If there is nothing to run, one line says what is wrong and what to give instead."""
     result = python('-m', 'timm_mobilenext', *args, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, '')
     line, = result.stderr.splitlines()
@@ -114,7 +114,7 @@ def test_wrong_arguments(tmp_path, args, said):
 
 @pytest.mark.parametrize('args', [('--help',), ()])
 def test_help(tmp_path, args):
-    """--help, and no argument at all, say how to run it and list the commands, without the import of PyTorch."""
+    """The help, which no argument at all prints too, lists the commands, without the import of PyTorch."""
     result = python('-X', 'importtime', '-m', 'timm_mobilenext', *args, cwd=tmp_path)
     assert 'python -m timm_mobilenext SCRIPT.py [ARGS]' in result.stdout
     for name, (_, text) in COMMANDS.items():
@@ -124,7 +124,7 @@ def test_help(tmp_path, args):
 
 
 def test_version(tmp_path):
-    """--version prints that of the distribution."""
+    """The option --version prints the version of the distribution."""
     expected = f'timm-mobilenext {importlib.metadata.version("timm-mobilenext")}\n'
     assert python('-m', 'timm_mobilenext', '--version', cwd=tmp_path).stdout == expected
 

@@ -53,7 +53,7 @@ def folder(digits, tmp_path_factory) -> Path:
 
 
 def test_marks():
-    """What a command needs that no test has is the network or GPUs, and no page names another mark."""
+    """The marks of commands that no test runs are the network and GPUs."""
     assert set(re.findall(r'# needs (.*)', TEXT)) == {'the network', 'GPUs'}
     assert len(COMMANDS) > 10
 
