@@ -1,4 +1,4 @@
-"""`python -m timm_mobilenext doctor` says what is installed and where weights would come from."""
+"""The command doctor says what is installed and where weights would come from."""
 import re
 import subprocess
 import sys

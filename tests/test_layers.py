@@ -195,7 +195,7 @@ def test_recompute_act(name, change):
 
 @pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050'])
 def test_memory_of_recompute_act(name):
-    """`recompute_act` keeps at most 0.55 of the memory that PyTorch's ReLU6 does, a checkpoint per block a fifth."""
+    """With `recompute_act` training keeps at most 0.55 of the memory of PyTorch's ReLU6, with checkpoints a fifth."""
     x = torch.randn(4, 3, 96, 96)
     plain = kept_bytes(create(name, act_layer=nn.ReLU6), x)
     assert kept_bytes(create(name, recompute_act=True), x) < 0.55 * plain
