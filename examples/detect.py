@@ -1,10 +1,10 @@
-"""Train SSDLite on a MobileNeXt to find objects in photographs of your own, from scratch on a CPU if need be.
+"""Train SSDLite on a MobileNeXt to find objects in photographs of your own, from scratch, also on a CPU.
 
     pip install '.[detection]'
     python examples/detect.py --data-dir photographs --train train --test test
 
 photographs/train and photographs/test have the photographs with their annotations beside them, as labelImg writes
-them; or photographs has the layout of PASCAL VOC. docs/detection.md draws both and shows how to use what comes out.
+them; or photographs has the layout of PASCAL VOC. docs/detection.md draws both and shows how to use the result.
 """
 import argparse
 import csv
@@ -26,13 +26,13 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.transforms import v2
 
 try:
-    import pycocotools  # noqa: F401 - torchmetrics asks for it once there is something to evaluate
+    import pycocotools  # noqa: F401 - torchmetrics needs it to evaluate
     from torchmetrics.detection import MeanAveragePrecision
     from tqdm import tqdm
 
     from timm_mobilenext.detection import save, ssdlite320
 except ModuleNotFoundError as error:
-    sys.exit(f"error: {error.name} is not installed: pip install '.[detection]' in the folder of this repository")
+    sys.exit(f"error: {error.name} is not installed: run pip install '.[detection]' in this repository")
 
 SIZE = (320, 320)  # pixels, of SSDLite
 COLORS = ['crimson', 'royalblue', 'green', 'chocolate', 'purple', 'teal', 'deeppink', 'saddlebrown']
@@ -41,7 +41,7 @@ COLORS = ['crimson', 'royalblue', 'green', 'chocolate', 'purple', 'teal', 'deepp
 def find_annotations(root: Path, split: str) -> tuple[list[Path], Path]:
     """Return the annotations of a split and the folder of its images.
 
-    They are those that ImageSets/Main lists, in the layout of PASCAL VOC, or those in the folder of the split's name.
+    ImageSets/Main lists them, in the layout of PASCAL VOC; otherwise they are in the folder of the split's name.
     """
     if not root.is_dir():
         raise ValueError(f'Folder {root} does not exist.')
@@ -54,9 +54,9 @@ def find_annotations(root: Path, split: str) -> tuple[list[Path], Path]:
     splits = sorted({path.stem for path in listing.parent.glob('*.txt')} or {
         path.parent.name for path in root.glob('*/*.xml') if path.parent.name != 'Annotations'})
     raise ValueError(
-        f'{root} has no split {split!r}: expected {listing}, or a folder {folder} of images with their annotations '
-        'beside them. ' + (f'There are {", ".join(splits)}: choose with --train and --test.' if splits else
-                           'Move the images and annotations into two such folders, one to train and one to test on.'))
+        f'{root} has no split {split!r}: expected {listing}, or a folder {folder} of images and their annotations. ' + (
+            f'It has {", ".join(splits)}: choose with --train and --test.' if splits else
+            'Move the images and annotations into two such folders, one to train on and one to test on.'))
 
 
 class Sample(NamedTuple):
@@ -68,11 +68,11 @@ class Sample(NamedTuple):
 
 
 def read_annotation(path: Path, images: dict[str, Path]) -> Sample:
-    """Read an annotation, and of its image as much as says whether the boxes belong to it.
+    """Read an annotation, and check that its boxes belong to its image.
 
     Args:
         path: The annotation.
-        images: The images that there are, by name without suffix.
+        images: The images of the folder, by name without suffix.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -85,16 +85,16 @@ def read_annotation(path: Path, images: dict[str, Path]) -> Sample:
         raise ValueError(
             f'{path} cannot be read as an annotation of PASCAL VOC: expected XML in which each object has a name, and '
             f'a bndbox of the numbers xmin, ymin, xmax and ymax ({error}).') from error
-    # PASCAL VOC and labelImg both call an annotation as its image; `filename` may be of before it was converted
+    # PASCAL VOC and labelImg give an annotation the name of its image; `filename` may be older than the image
     name = root.findtext('filename') or path.stem
     image = images.get(path.stem) or images.get(PureWindowsPath(name).stem)
     if image is None:
-        raise ValueError(f'{path} is of an image {name!r} that does not exist: expected {path.stem}.jpg or the like.')
+        raise ValueError(f'{path} needs image {name!r}, which does not exist: expected e.g. {path.stem}.jpg.')
     with Image.open(image) as file:
         stored, mode = file.size, file.mode
         shown = stored[::-1] if file.getexif().get(ExifTags.Base.Orientation, 1) > 4 else stored
     if mode == 'F':
-        raise ValueError(f'{image} has floating-point numbers: expected 8 or 16 bits, as PNG and JPEG have them.')
+        raise ValueError(f'{image} has floating-point numbers: give an image of 8 or 16 bits, such as PNG or JPEG.')
     if all(size) and size not in (shown, stored):
         raise ValueError(
             f'{path} is of an image of {size[0]} x {size[1]} pixels, {image} has {shown[0]} x {shown[1]}: expected '
@@ -118,14 +118,14 @@ def read_image(path: Path, is_turned: bool = True) -> Image.Image:
 class VOC(Dataset):
     """Images, (3, 320, 320) from 0 to 1, and their targets as torchvision's detectors take them.
 
-    Everything but the pixels is read and checked at once, so that an error comes before the training.
+    All except the pixels is read and checked at once, so that an error comes before the training.
     """
 
     def __init__(self, root: Path, split: str, classes: list[str] | None = None, transform: v2.Transform | None = None):
         """
         Args:
             root: Folder in the layout of PASCAL VOC, or of folders of images with their annotations beside them.
-            split: Name of a file in ImageSets/Main, without its suffix, or of such a folder.
+            split: Name of a file in ImageSets/Main, without its suffix, or of one of these folders.
             classes: Names of the labels, of which 0 is the background; by default those in the annotations, sorted.
             transform: Augmentation of image and target.
 
@@ -215,7 +215,7 @@ def evaluate(model: torch.nn.Module, data: VOC, batch_size: int) -> tuple[dict[s
     """Return the metrics in percent, as COCO defines them, and what the model found in each image."""
     model.eval()
     metric, found = MeanAveragePrecision(class_metrics=True), []
-    metric.warn_on_many_detections = False  # that COCO counts the 100 best of an image
+    metric.warn_on_many_detections = False  # COCO counts only the 100 best of an image
     for images, targets in tqdm(DataLoader(data, batch_size, collate_fn=collate), desc='evaluating', leave=False):
         found += model(images)
         metric.update(found[-len(images):], targets)
@@ -293,7 +293,7 @@ def parse_args() -> argparse.Namespace:
     add('--train', default='trainval', metavar='SPLIT', help='split to train on (default: %(default)s)')
     add('--test', default='test', metavar='SPLIT', help='split to evaluate on (default: %(default)s)')
     add('--classes', nargs='+', help='names of the classes (default: those of the training annotations)')
-    add('--backbone', default='mobilenext_035', help='any of timm with taps (default: %(default)s)')
+    add('--backbone', default='mobilenext_035', help='network of timm with strides 16 and 32 (default: %(default)s)')
     add('--backbone-kwargs', nargs='*', default={}, action=ParseKwargs, help='e.g. width_mult=0.46')
     add('--pretrained', action='store_true', help='start from pretrained weights of the backbone')
     add('--weights-backbone', type=Path, metavar='FILE', help='start from a classifier that you trained')
@@ -303,11 +303,11 @@ def parse_args() -> argparse.Namespace:
     add('--weight-decay', type=float, default=0.05, help='(default: %(default)s)')
     add('--scales', nargs=7, type=float, default=[0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.], metavar='SHARE',
         help='sizes of the default boxes of the six maps and one more, shares of the image (default: %(default)s)')
-    add('--iou-thresh', type=float, default=0.5, help='overlap of a default box with its box (default: %(default)s)')
+    add('--iou-thresh', type=float, default=0.5, help='overlap of a default box with a true box (default: %(default)s)')
     add('--vflip', type=float, default=0., help='probability of a vertical flip (default: %(default)s)')
     add('--workers', type=int, default=0, help='processes that load images (default: %(default)s)')
     add('--seed', type=int, default=0, help='(default: %(default)s)')
-    add('--output', type=Path, default=Path('detect'), help='folder for what comes out (default: %(default)s)')
+    add('--output', type=Path, default=Path('detect'), help='folder for the results (default: %(default)s)')
     args = parser.parse_args()
     if args.weights_backbone and not args.weights_backbone.is_file():
         parser.error(f'--weights-backbone: file {args.weights_backbone} does not exist')
@@ -337,7 +337,7 @@ def main() -> None:
 
     args.output.mkdir(parents=True, exist_ok=True)
     weights = args.output / 'ssdlite320.safetensors'
-    last, cpu = 'no epoch was finished', time.process_time()
+    last, cpu = 'no epoch is finished', time.process_time()
     try:
         for epoch in train(model, data, args):
             save(model, weights, data.classes)

@@ -2,8 +2,8 @@
 
     python examples/quickstart.py [--model mobilenext_100] [--epochs 4] [--output quickstart.png]
 
-The images are the 1,797 real digits that come inside scikit-learn (8 x 8 pixels, enlarged to 64 x 64). A fifth of them
-is held out; the top-1 accuracy on it is printed and some of it is drawn with the predictions.
+The images are the 1,797 real digits of scikit-learn (8 x 8 pixels, enlarged to 64 x 64). A fifth of them is held out:
+the example prints the top-1 accuracy on these, and draws some of them with the predictions.
 """
 import argparse
 import time
@@ -35,11 +35,11 @@ def load_data() -> list[torch.Tensor]:
 
 
 def create_model(name: str) -> torch.nn.Module:
-    """Return the model with pretrained weights where a source of them can be reached, else without."""
+    """Return the model, with pretrained weights if they are available."""
     try:
         model = timm.create_model(name, pretrained=True, num_classes=10)
         print(f'Fine-tuning the pretrained {name}.')
-    except Exception as error:  # the example goes on whatever the registry, the network or the Hub say
+    except Exception as error:  # without weights, for whatever reason, the example trains from scratch
         print(f'Training {name} from scratch: {str(error).splitlines()[0]}')
         model = timm.create_model(name, num_classes=10)
     return model.to(memory_format=torch.channels_last)

@@ -1,9 +1,9 @@
-"""Segment blood cells with segmentation_models_pytorch on a MobileNeXt, from scratch on a CPU if need be.
+"""Segment blood cells with segmentation_models_pytorch on a MobileNeXt, from scratch, also on a CPU.
 
     pip install '.[segmentation]' && python examples/segment.py --data-dir BCCD --train trainval --test test
 
-The photographs and boxes are those of examples/detect.py. The masks are derived from the boxes, they are not labelled
-by hand: each cell is the ellipse in its box, larger cells under smaller ones. docs/detection.md has what came out.
+The photographs and boxes are those of examples/detect.py. The masks are derived from the boxes, nobody labelled
+them: each cell is the ellipse in its box, larger cells under smaller ones. docs/detection.md has the result.
 """
 import argparse
 import sys
@@ -14,7 +14,7 @@ from pathlib import Path
 try:
     import segmentation_models_pytorch as smp
 except ModuleNotFoundError as error:
-    sys.exit(f"error: {error.name} is not installed: pip install '.[segmentation]' in the folder of this repository")
+    sys.exit(f"error: {error.name} is not installed: run pip install '.[segmentation]' in this repository")
 import torch
 import torch.nn.functional as F
 from detect import COLORS, SIZE, VOC, save_pairs, write_label, write_row
@@ -36,7 +36,7 @@ IMAGE_SIZE = 192  # pixels
 
 
 class Masks(Dataset):
-    """Images (3, 192, 192), normalized, and masks (192, 192) of the ellipses in their boxes, 0 for what is in none."""
+    """Images (3, 192, 192), normalized, and masks (192, 192) of the ellipses in their boxes, 0 outside of them."""
 
     def __init__(self, data: VOC, flip: bool = False) -> None:
         """
@@ -146,13 +146,13 @@ def main() -> None:
     add('--data-dir', type=Path, required=True, help='folder, as examples/detect.py takes it')
     add('--train', default='trainval', metavar='SPLIT', help='split to train on (default: %(default)s)')
     add('--test', default='test', metavar='SPLIT', help='split to evaluate on (default: %(default)s)')
-    add('--backbone', default='mobilenext_035', help='any of timm (default: %(default)s)')
+    add('--backbone', default='mobilenext_035', help='network of timm (default: %(default)s)')
     add('--backbone-kwargs', nargs='*', default={}, action=ParseKwargs, help='e.g. width_mult=0.46')
     add('--epochs', type=int, default=10, help='(default: %(default)s)')
     add('--batch-size', type=int, default=8, help='(default: %(default)s)')
     add('--lr', type=float, default=5e-3, help='highest learning rate (default: %(default)s)')
     add('--seed', type=int, default=0, help='(default: %(default)s)')
-    add('--output', type=Path, default=Path('segment'), help='folder for what comes out (default: %(default)s)')
+    add('--output', type=Path, default=Path('segment'), help='folder for the results (default: %(default)s)')
     args = parser.parse_args()
 
     random_seed(args.seed)
@@ -173,7 +173,7 @@ def main() -> None:
     model.to(memory_format=torch.channels_last)
     args.output.mkdir(parents=True, exist_ok=True)
     folder = args.output / 'model'
-    last, cpu = 'no epoch was finished', time.process_time()
+    last, cpu = 'no epoch is finished', time.process_time()
     try:
         for epoch in train(model, Masks(data, flip=True), args):
             save(model, folder, data.classes)

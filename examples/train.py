@@ -1,11 +1,11 @@
-"""Train a timm model on one process or under torchrun, on CPUs too, out of the parts that timm's train.py is made of.
+"""Train a timm model on one process or under torchrun, also on CPUs, with the functions that timm's train.py uses.
 
     python -m timm_mobilenext examples/train.py --config scratch.yaml --data-dir DIR --num-classes N
     torchrun --nproc-per-node 2 -m timm_mobilenext examples/train.py ...
     torchrun --nproc-per-node 2 -m timm_mobilenext --resume-newest DIR examples/train.py --output DIR ...
 
-timm's train.py does more, and is the script to use. It cannot run distributed on CPUs: it hands DDP a device id, which
-PyTorch refuses there. The options here have the names, meanings and defaults of timm's, and --config takes recipes.
+Use timm's train.py, which does more, unless you train distributed on CPUs: there PyTorch refuses the device id that it
+gives to DDP. The options here have the names, meanings and defaults of timm's, and --config takes recipes.
 
 An epoch depends only on the checkpoint before it and on the seed: a training that was stopped or killed, and resumed,
 ends with the weights of one that was not.
@@ -46,7 +46,7 @@ UPDATES = 100  # with fewer a network that starts from random weights stays at c
 
 
 def add_option(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
-    """Add an option of train.py with its default, of whose type the value is; a number for None."""
+    """Add an option of train.py with its default, which gives its type; None stands for a number."""
     option = '--' + name.replace('_', '-')
     shown = '(default: none)' if default in (None, '') else '(default: %(default)s)'
     if default is False:
@@ -59,7 +59,7 @@ def add_option(parser: argparse.ArgumentParser, name: str, default: Any) -> None
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the options, their defaults taken from the recipe as train.py takes them."""
+    """Return the options, with the recipe's values as defaults, as in train.py."""
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument('-c', '--config', type=Path, help='YAML file of options')
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], parents=[config])
@@ -71,7 +71,7 @@ def parse_args() -> argparse.Namespace:
     add('--model', default='mobilenext_100', help='architecture (default: %(default)s)')
     add('--model-kwargs', nargs='*', default={}, action=utils.ParseKwargs, help='e.g. width_mult=0.4')
     add('--pretrained', action='store_true', help='start from pretrained weights')
-    add('--pretrained-path', help='file to take them from')
+    add('--pretrained-path', help='file of these weights')
     add('--num-classes', type=int, help="(default: the model's)")
     add('--in-chans', type=int, default=3, help='(default: %(default)s)')
     add('--img-size', type=int, help="pixels (default: the model's)")
@@ -125,9 +125,9 @@ def create_loaders(args: argparse.Namespace, model: torch.nn.Module, device: tor
 
 
 def resume_records(saver: utils.CheckpointSaver, output: str, start_epoch: int) -> None:
-    """Give the saver its checkpoints and best metric back, and take later epochs out of the summary.
+    """Tell the saver its checkpoints and best metric, and remove later epochs from the summary.
 
-    The last epoch is saved a second time, which does what a kill in the middle of that has left undone.
+    The last epoch is saved a second time, since a kill may have interrupted the first.
     """
     summary = Path(output, 'summary.csv')
     if not summary.exists():
@@ -192,7 +192,7 @@ def create_task(model: torch.nn.Module, device: torch.device, args: argparse.Nam
     """Return the model with its loss, distributed under torchrun."""
     task = ClassificationTask(model, LabelSmoothingCrossEntropy(args.smoothing), device=device, verbose=False)
     if args.distributed:
-        # there are no unused parameters, but DDP would else sum in another order after the first step of each start
+        # without unused parameters too: otherwise DDP sums in another order after the first step of each start
         task.prepare_distributed(device_ids=None if device.type == 'cpu' else [device], find_unused_parameters=True)
     return task
 
@@ -209,7 +209,7 @@ def check_start_epochs(start_epoch: int, args: argparse.Namespace) -> None:
 
 
 def print_updates(updates: int, args: argparse.Namespace) -> None:
-    """Say how many updates there will be, and where that is too few to learn anything."""
+    """Print how many updates there will be, and a warning if they are too few to learn anything."""
     is_short = updates < UPDATES and not (args.pretrained or args.resume)
     advice = ': expect chance. Give a smaller --batch-size or more --epochs.' if is_short else '.'
     print(f'{updates} updates in all{advice}')

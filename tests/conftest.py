@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ['HF_HUB_OFFLINE'] = '1'  # read when timm imports the Hub's client
-# Read when PyTorch is imported. The tests run beside each other, a process a core (pyproject.toml): with more threads
-# than cores they wait for one another by turning round, and take many times as long.
+# Read when PyTorch is imported. The tests run in a process per core: with more threads they would wait for each other.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import client as client_process
@@ -33,13 +32,12 @@ import timm_mobilenext
 from timm_mobilenext.weights import authors, download
 from timm_mobilenext.weights.convert import convert
 
-# TorchScript knows builtin functions by their places in memory, also those of operators that PyTorch has defined anew
-# since. What comes to such a place later, a convolution's list of paddings, "builtin cannot be used as a value"
-# (PyTorch 2.5.1 and 2.14.1; a test in many runs). So none of them goes.
+# TorchScript knows builtin functions by their address, which something else may have later; then it says "builtin
+# cannot be used as a value" (PyTorch 2.5.1 and 2.14.1, in one of many runs). So keep them all.
 builtins, register_builtin = [], torch.jit._builtins._register_builtin
 torch.jit._builtins._register_builtin = lambda function, name: (
     builtins.append(function), register_builtin(function, name))
-gc.freeze()  # the garbage collector need not look at all that PyTorch has made after each few objects of a test
+gc.freeze()  # the garbage collector need not look at what PyTorch has made
 # A shell starts background jobs with Ctrl-C ignored, which the processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -52,8 +50,7 @@ def pytest_report_header() -> str:
 def calibrated() -> Callable[..., torch.nn.Module]:
     """A function like `timm.create_model`: float64, with batch norm statistics that fit the weights, in eval mode.
 
-    As the authors initialize it, an untrained MobileNeXt answers about 1e-11 in evaluation mode, where any comparison
-    with an absolute tolerance finds all answers equal.
+    An untrained MobileNeXt answers about 1e-11 in evaluation mode: too little to compare with an absolute tolerance.
     """
     def create(name: str, **kwargs) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -67,7 +64,7 @@ def calibrated() -> Callable[..., torch.nn.Module]:
 
 @pytest.fixture(scope='session')
 def authors_files(tmp_path_factory) -> dict[str, Path]:
-    """Files of the layout of the authors' five, with weights by formula."""
+    """Files in the layout of the authors' five, with weights by formula."""
     folder = tmp_path_factory.mktemp('authors')
     files = {}
     for name, source in authors.SOURCES.items():
@@ -85,7 +82,7 @@ def blobs(authors_files) -> dict[str, str]:
 
 @pytest.fixture(scope='session')
 def paddle_file(tmp_path_factory) -> Path:
-    """A file of the layout of PaddleClas's, with weights by formula."""
+    """A file in the layout of PaddleClas, with weights by formula."""
     path = tmp_path_factory.mktemp('paddle') / 'MobileNeXt_x1_0_pretrained.pdparams'
     official.save_pdparams(path)
     return path
@@ -109,7 +106,7 @@ def server(tmp_path, authors_files, paddle_file) -> Iterator[Loopback]:
 
 
 class Client:
-    """Runs code in new processes that share their caches with each other and with nobody else."""
+    """Runs code in new processes that share their caches only with each other."""
 
     # forks of one process that has imported PyTorch, which is most of the time of `import timm`; Windows has no forks
     processes = multiprocessing.get_context(
@@ -175,7 +172,7 @@ def converted(tmp_path_factory, authors_files, blobs) -> Path:
 
 @pytest.fixture
 def on_hub(server, client, converted) -> str:
-    """The Hub has them, and the client knows their commit, which is returned with the name."""
+    """The name and commit of these weights on the Hub, which the client knows."""
     shutil.copytree(converted, server.hub / client_process.REPO)
     pin = f'{client_process.REPO}@{server.revision(client_process.REPO)}'
     client.env['PINS'] = json.dumps({'mobilenext_100': pin})
@@ -184,10 +181,10 @@ def on_hub(server, client, converted) -> str:
 
 @pytest.fixture
 def black_hole() -> Iterator[str]:
-    """The address of a server that never takes a connection, as behind a firewall: its queue of them is full."""
+    """The address of a server that never accepts a connection, as behind a firewall: its queue is full."""
     with socket.socket() as listener, contextlib.ExitStack() as callers:
         listener.bind(('127.0.0.1', 0))
-        listener.listen(1)  # 0 is as many as can be on macOS
+        listener.listen(1)  # on macOS 0 is the maximum
         for _ in range(4):
             caller = callers.enter_context(socket.socket())
             caller.setblocking(False)
@@ -232,7 +229,7 @@ def trained(digits, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def timm_scripts() -> Path:
-    """The folder of timm's scripts, which are in no package of it."""
+    """The folder of timm's scripts, which its package does not have."""
     folder = Path(os.environ.get('TIMM_SCRIPTS', Path(__file__).parent.parent.parent / 'pytorch-image-models'))
     if not (folder / 'train.py').exists():
         pytest.skip(f'no checkout of timm in {folder}: set TIMM_SCRIPTS to one to run its scripts')

@@ -1,4 +1,4 @@
-"""The networks that the tests are about, by name, one that is short, and the runtimes that files of them need."""
+"""The networks that the tests use, arguments for a short one, and the runtimes that files of them need."""
 import importlib.util
 
 import pytest
@@ -22,7 +22,7 @@ needs_exporter = pytest.mark.skipif(
 
 
 def need(runtime: str, int8: bool = False) -> None:
-    """Skip a test of a runtime that is not installed."""
+    """Skip a test if its runtime is not installed."""
     missing = RUNTIMES[runtime].missing(int8)
     if missing:
         pytest.skip(f"{', '.join(missing)} is not installed, which the extra {RUNTIMES[runtime].extra!r} brings")

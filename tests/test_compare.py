@@ -1,6 +1,5 @@
 """examples/compare.py: equal multiply-adds and starts, trainings that resume, and docs/compare.md says what was run."""
 import csv
-import re
 import runpy
 import signal
 import struct
@@ -35,22 +34,15 @@ def test_equal_multiply_adds(question, channels):
 
 
 def test_exchanged_network():
-    """All inverted residuals, and nothing else, have given way to SandGlass blocks of the same strides."""
+    """All inverted residuals have given way to SandGlass blocks of the same strides and shortcuts."""
     plain, exchanged = (
         create(label, num_classes=10, in_chans=1) for label in ('MobileNetV2', 'MobileNetV2 of SandGlass'))
     names = [name for name, module in plain.named_modules() if isinstance(module, InvertedResidual)]
     assert names == [name for name, module in exchanged.named_modules() if isinstance(module, SandGlass)]
-    assert not any(isinstance(module, InvertedResidual) for module in exchanged.modules())
-    places = re.compile('|'.join(rf'{re.escape(name)}\.' for name in names))
-    shapes, others = (
-        {key: value.shape for key, value in model.state_dict().items() if not places.match(key)}
-        for model in (plain, exchanged))
-    assert shapes == others
     x = torch.randn(2, 1, 64, 64)
     sizes, others = ([f.shape[-2:] for f in model.forward_intermediates(x, intermediates_only=True)] for model in (
         plain, exchanged))
     assert sizes == others
-    # where an inverted residual has a shortcut so has what took its place, but for the channels of the first and last
     assert all(
         exchanged.get_submodule(name).identity_chs == exchanged.get_submodule(name).out_chs
         for name in names if plain.get_submodule(name).has_skip)
@@ -58,7 +50,7 @@ def test_exchanged_network():
 
 @pytest.mark.parametrize('label', COMPARE['MODELS'])
 def test_same_start(label):
-    """A block passes the channels with a shortcut on as they are at the start, those of MobileNetV2 too."""
+    """At the start a block does not change the channels that have a shortcut, in MobileNetV2 either."""
     blocks = [m for m in create(label).modules() if isinstance(m, (InvertedResidual, SandGlass))]
     skips = [
         (block, block.identity_chs if isinstance(block, SandGlass) else block.conv_pw.in_channels) for block in blocks
@@ -68,17 +60,6 @@ def test_same_start(label):
         first = block.dw_start.conv if hasattr(block, 'dw_start') else block.conv_pw
         x = torch.randn(2, first.in_channels, 8, 8)
         torch.testing.assert_close(block(x)[:, :chs], x[:, :chs])
-
-
-def test_identity_ratios():
-    """The networks of the second question differ only in the share of the channels that takes the shortcuts."""
-    models = {label: create(label, device='meta') for label in QUESTIONS['identity']}
-    shares = {
-        label: {block.identity_chs / block.out_chs for block in model.modules()
-                if isinstance(block, SandGlass) and block.identity_chs}
-        for label, model in models.items()}
-    assert shares == {'MobileNeXt': {1.}, 'identity 1/2': {0.5}, 'identity 0': set()}
-    assert len({tuple((k, v.shape) for k, v in model.state_dict().items()) for model in models.values()}) == 1
 
 
 @pytest.fixture
@@ -102,7 +83,7 @@ def command(digits, tmp_path) -> list[str]:
 
 @pytest.mark.slow
 def test_comparison_resumes(command, tmp_path):
-    """Each network is trained on each set with each seed, once, and killed in between it ends with the same figures."""
+    """Each network is trained on each set with each seed, once; killed and resumed it ends with the same figures."""
     pytest.importorskip('matplotlib', reason="the extra 'compare' is not installed")
 
     def figures(output: Path) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ SECTIONS = re.findall(r'^## (.*?)\n(.*?)(?=^## |\Z)', PAGE, re.MULTILINE | re.DO
 
 
 def test_rows():
-    """What the page says is done are the docstrings of the tests, and every outcome on it is a pass."""
+    """The page lists the docstrings of the tests, each with a pass as its outcome."""
     expected = []
     for path in sorted((ROOT / 'tests' / 'downstream').glob('test_*.py')):
         library = path.stem.removeprefix('test_').replace('torch_hub', 'torch.hub')

@@ -1,7 +1,6 @@
-"""What PyTorch and timm lack, each piece alone and at work in the networks."""
+"""What PyTorch and timm lack: each piece on its own, and in the networks."""
 import contextlib
 import copy
-import pickle
 from functools import partial
 
 import pytest
@@ -15,7 +14,6 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
 from torch.overrides import BaseTorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_mobilenext import SandGlass, _layers
 
@@ -39,7 +37,18 @@ def step(model: nn.Module, x: torch.Tensor, run=None) -> dict[str, torch.Tensor]
     return dict(out=out.detach(), **grads, **{name: b.clone() for name, b in model.named_buffers()})
 
 
-# -- each piece alone
+class Wrapper(nn.Module):
+    """What an adapter puts in the place of a layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return self.layer(x) * 2
+
+
+# -- each piece on its own
 
 @pytest.mark.parametrize('kwargs', [
     {}, dict(apply_act=False), dict(norm_layer='groupnorm1'), dict(padding='same', act_layer='silu'),
@@ -83,42 +92,7 @@ def test_is_eager():
     assert not any(answers[1:])
 
 
-@pytest.mark.parametrize('inplace', [False, True])
-def test_relu6_alone(inplace):
-    """ReLU6 has the values and gradients of PyTorch's, and keeps its output where that keeps its input."""
-    x = torch.linspace(-2, 8, 41, requires_grad=True)
-    results = []
-    for act in (_layers.ReLU6(inplace), nn.ReLU6(inplace)):
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda index: None):
-            out = act(x * 1)
-        grad, = torch.autograd.grad(act(x * 1).sum(), x)
-        results.append((out, grad))
-        assert any(torch.equal(tensor, out) for tensor in kept) == isinstance(act, _layers.ReLU6)
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-
-
-def units() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(_layers.ConvNorm(3, 8), _layers.ConvNorm(8, 8, 3, groups=8), _layers.ConvNorm(8, 4))
-
-
-@pytest.mark.parametrize('run', [_layers.checkpoint_seq, lambda model, x: _layers.recompute_act(model, model, x)])
-def test_checkpoints(run):
-    """Each way to recompute has the gradients and running statistics of a plain pass, which PyTorch's has not."""
-    x = torch.randn(4, 3, 8, 8, requires_grad=True)
-    plain, model, theirs = units(), units(), units()
-    expected = step(plain, x)
-    got = step(model, x, run=lambda x: run(model, x))
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in plain.modules()]  # nothing is left
-    step(theirs, x, run=lambda x: torch.utils.checkpoint.checkpoint(theirs, x, use_reentrant=False))
-    assert theirs[0].bn.num_batches_tracked == 2 * model[0].bn.num_batches_tracked
-    assert kept_bytes(lambda x: run(model, x), x) < kept_bytes(plain, x)
-
-
-# -- at work in the networks
+# -- in the networks
 
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('identity_ratio', [1, 0.5])
@@ -165,10 +139,6 @@ def test_shortcut_in_every_mode(identity_ratio, train):
             return torch.func.functional_call(block, (params, buffers), (x[None],)).pow(3).sum()
 
         torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x.detach()), answers(expected)[1])
-        with forward_ad.dual_level():
-            dual = block(forward_ad.make_dual(x.detach(), torch.ones_like(x)))
-            tangent = forward_ad.unpack_dual(dual).tangent
-        torch.testing.assert_close(torch.func.jvp(expected, (x.detach(),), (torch.ones_like(x),))[1], tangent)
         assert torch.autograd.gradgradcheck(block, (x,), fast_mode=True)
 
 
@@ -187,7 +157,7 @@ def test_relu6(name, memory_format):
 
 @pytest.mark.parametrize('flag', ['scriptable', 'exportable'])
 def test_plain_relu6(flag):
-    """Models created to be scripted or exported have PyTorch's ReLU6, as timm has it of its own activations."""
+    """Models created to be scripted or exported have PyTorch's ReLU6, as timm does with its own activations."""
     model = create(SMALL, **{flag: True})
     assert {type(m) for m in model.modules() if isinstance(m, nn.ReLU6)} == {nn.ReLU6}
 
@@ -225,7 +195,7 @@ def test_recompute_act(name, change):
 
 @pytest.mark.parametrize('name', [SMALL, 'mobilenext_100_id050'])
 def test_memory_of_recompute_act(name):
-    """`recompute_act` keeps at most 0.55 of the memory that PyTorch's ReLU6 does, a checkpoint per block a fifth."""
+    """With `recompute_act` training keeps at most 0.55 of the memory of PyTorch's ReLU6, with checkpoints a fifth."""
     x = torch.randn(4, 3, 96, 96)
     plain = kept_bytes(create(name, act_layer=nn.ReLU6), x)
     assert kept_bytes(create(name, recompute_act=True), x) < 0.55 * plain
@@ -234,11 +204,11 @@ def test_memory_of_recompute_act(name):
     assert kept_bytes(checkpointed, x) < 0.2 * plain
 
 
-@pytest.mark.parametrize('memory', ['default', 'recompute_act', 'checkpointed'])
+@pytest.mark.parametrize('memory', ['recompute_act', 'checkpointed'])
 def test_distributed_data_parallel(memory, tmp_path):
     """DistributedDataParallel gives the gradients and statistics of the model alone, however memory is saved."""
     torch.manual_seed(0)
-    model = create('mobilenext_100_id050', num_classes=3, recompute_act=memory == 'recompute_act')
+    model = create('mobilenext_100_id050', num_classes=3, recompute_act=memory == 'recompute_act', **SHORT)
     model.set_grad_checkpointing(memory == 'checkpointed')
     alone = copy.deepcopy(model)
     x = torch.randn(2, 3, 64, 64)
@@ -250,43 +220,24 @@ def test_distributed_data_parallel(memory, tmp_path):
         torch.distributed.destroy_process_group()
 
 
-class Layouts(TorchDispatchMode):
-    """Notes the operators that return new features in another layout than channels_last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.others = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        results = func(*args, **(kwargs or {}))
-        for out in results if isinstance(results, (tuple, list)) else [results]:
-            if not isinstance(out, torch.Tensor) or out.ndim != 4 or out.shape[2] == 1:
-                continue
-            memory = out.untyped_storage().data_ptr()
-            is_view = any(isinstance(a, torch.Tensor) and a.untyped_storage().data_ptr() == memory for a in args)
-            if not is_view and not out.is_contiguous(memory_format=torch.channels_last):
-                self.others.add(func.__name__.split('.')[0])
-        return results
-
-
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', [name for name in FAMILIES if 'id050' not in name])  # a slice has another gradient
 def test_channels_last(name):
-    """In channels_last no layer returns another layout; nor do gradients, apart from those of poolings and slices."""
+    """In channels_last no layer returns another layout, nor has a gradient of one inside a block, a ghost one too."""
     model = create(name).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    for inference in (model, reparameterize_model(model)):
-        with torch.no_grad(), Layouts() as layouts:
-            inference.eval()(x)
-        assert layouts.others == set()
-    with Layouts() as layouts:
-        out = model.train()(x)
-    assert layouts.others == set()
-    with Layouts() as layouts:
-        out.sum().backward()
-    if name == SMALL:  # the others pool in each squeeze-excite, or slice the shortcut
-        assert layouts.others == {'div'}  # PyTorch's mean: a 1280 x 7 x 7 gradient, in timm's networks too
-    weights = [p for p in model.parameters() if p.ndim == 4]
-    assert all(w.grad.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    inside = [m for block in model.modules() if isinstance(block, SandGlass) for m in (block.dw_start, block.pw_reduce)]
+    layouts = []
+
+    def watch(m, args, out):
+        layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+        if type(m) is _layers.ConvNorm and m in inside:
+            out.register_hook(lambda grad: layouts.append(grad.is_contiguous(memory_format=torch.channels_last)))
+
+    for m in model.blocks.modules():
+        m.register_forward_hook(watch)
+    model(x).sum().backward()
+    assert all(layouts)
+    assert all(p.grad.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -303,66 +254,9 @@ def test_reparameterize(name, calibrated):
         torch.testing.assert_close(torch.jit.script(fused)(x), fused(x))
 
 
-@pytest.mark.parametrize('change', ['stem', 'sync', 'freeze', 'groupnorm', 'pickle', 'features'])
-def test_reparameterize_after_changes(change, calibrated):
-    """Folding keeps the answers of a model whose layers were replaced, copied or wrapped before."""
-    model = calibrated(SMALL)
-    if change == 'stem':
-        model.stem.conv = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False, dtype=torch.float64)
-    elif change == 'sync':
-        model = convert_sync_batchnorm(model).eval()
-    elif change == 'freeze':
-        freeze(model)
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    elif change == 'groupnorm':
-        model = create(SMALL, norm_layer='groupnorm1', dtype=torch.float64).eval()
-    elif change == 'pickle':
-        model = pickle.loads(pickle.dumps(model))
-    elif change == 'features':
-        model = calibrated(SMALL, features_only=True)
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    with torch.no_grad():
-        expected, answer = model(x), reparameterize_model(model)(x)
-    torch.testing.assert_close(answer, expected)
-
-
-@pytest.mark.parametrize('name', [SMALL, 'mobilenext_l_ghost'])
-def test_grad_checkpointing(name):
-    """Gradient checkpointing leaves gradients and running statistics as they are, of `forward_intermediates` too."""
-    torch.manual_seed(0)
-    model = create(name, num_classes=3, **SHORT)
-    start = copy.deepcopy(model.state_dict())
-    checkpointed = copy.deepcopy(model)
-    checkpointed.set_grad_checkpointing()
-    x = torch.randn(2, 3, 64, 64)
-    for network, calls in ((model, 1), (checkpointed, 2)):  # a block is computed again in the backward pass
-        for run in (network.forward_features, lambda x, m=network: m.forward_intermediates(x)[0]):
-            seen = []
-            with network.blocks[0][0].pw_reduce.register_forward_hook(lambda *args, seen=seen: seen.append(1)):
-                run(x).sum().backward()
-            assert len(seen) == calls
-        network.load_state_dict(start)
-        network.zero_grad()
-    torch.testing.assert_close(step(checkpointed, x), step(model, x), rtol=0, atol=0)
-    torch.testing.assert_close(
-        *(step(m, x, run=lambda x, m=m: m.forward_intermediates(x)[0]) for m in (checkpointed, model)), rtol=0, atol=0)
-
-
-class Wrapper(nn.Module):
-    """A layer in an adapter's place: what it wraps, and what it adds."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return self.layer(x) * 2
-
-
 @pytest.mark.parametrize('change', [
-    lambda conv: prune.l1_unstructured(conv, 'weight', 0.5), lambda conv: parametrizations.weight_norm(conv),
-    lambda conv: parametrizations.spectral_norm(conv), Wrapper],
-    ids=['pruned', 'weight norm', 'spectral norm', 'adapter'])
+    lambda conv: prune.l1_unstructured(conv, 'weight', 0.5), parametrizations.weight_norm,
+    parametrizations.spectral_norm, Wrapper], ids=['pruned', 'weight norm', 'spectral norm', 'adapter'])
 def test_reparameterize_changed_convs(change, calibrated):
     """A unit whose conv is pruned, parametrized or wrapped keeps it, folding the others; the answers are equal."""
     model = calibrated(SMALL, **SHORT)
@@ -377,7 +271,34 @@ def test_reparameterize_changed_convs(change, calibrated):
     assert len([m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]) == len(units[::3])
 
 
-# what is watched in a block of ours, and in one of timm's MobileNetV2
+@pytest.mark.parametrize('change', [convert_sync_batchnorm, freeze_batch_norm_2d])
+def test_reparameterize_changed_norms(change, calibrated):
+    """Synchronized and frozen batch norms are folded too."""
+    model = change(calibrated(SMALL, **SHORT)).eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    folded = reparameterize_model(model)
+    torch.testing.assert_close(folded(x), model(x))
+    assert not [key for key in folded.state_dict() if 'running' in key]
+
+
+@pytest.mark.parametrize('name', [SMALL, 'mobilenext_l_ghost'])
+def test_grad_checkpointing(name):
+    """Gradient checkpointing leaves gradients and running statistics as they are, of `forward_intermediates` too."""
+    torch.manual_seed(0)
+    model = create(name, num_classes=3, **SHORT)
+    checkpointed = copy.deepcopy(model)
+    checkpointed.set_grad_checkpointing()
+    for run in (lambda m, x: m(x), lambda m, x: m.forward_intermediates(x)[0]):
+        x, steps = torch.randn(2, 3, 64, 64), []
+        for network, calls in ((model, 1), (checkpointed, 2)):  # a block is computed again in the backward pass
+            seen = []
+            with network.blocks[0][0].pw_reduce.register_forward_hook(lambda *args, seen=seen: seen.append(1)):
+                steps.append(step(network, x, run=partial(run, network)))
+            assert len(seen) == calls
+        torch.testing.assert_close(*steps, rtol=0, atol=0)
+
+
+# what is watched in a block of this package, and in one of timm's MobileNetV2
 WATCHED = {
     'mobilenext_100_id050': [
         'stem', 'stem.bn', 'blocks.2.1.dw_end', 'blocks.2.1.dw_end.bn', 'blocks.2.1.se', 'blocks.2.1.drop_path',
@@ -424,8 +345,8 @@ def test_hook_that_replaces_an_output(name, recompute_act):
 def test_recompute_act_stands_aside(change):
     """Where a unit is replaced, wrapped, rewritten or watched, `recompute_act` calls it like any other layer."""
     torch.manual_seed(0)
-    model = create(SMALL, recompute_act=True, num_classes=3, **SHORT)
-    block, calls = model.blocks[3][1], []
+    model, calls = create(SMALL, recompute_act=True, num_classes=3, **SHORT), []
+    block = model.blocks[3][1]
     unit = block.pw_reduce
     if change == 'replaced':
         block.pw_reduce = nn.Sequential(unit, nn.BatchNorm2d(unit.out_channels))
@@ -436,26 +357,19 @@ def test_recompute_act_stands_aside(change):
         unit.forward = lambda x: calls.append(1) or forward(x)
     elif change == 'adapter':
         unit.conv = Wrapper(unit.conv)
-    x = torch.randn(2, 3, 64, 64)
+    start, x = copy.deepcopy(model.state_dict()), torch.randn(2, 3, 64, 64)
     with contextlib.ExitStack() as stack:
         if change == 'mode':
             stack.enter_context(BaseTorchFunctionMode())
         elif change == 'global hook':
-            handle = nn.modules.module.register_module_forward_hook(
-                lambda m, args, out: calls.append(1) if m is unit else None)
-            stack.callback(handle.remove)
+            stack.enter_context(nn.modules.module.register_module_forward_hook(
+                lambda m, args, out: calls.append(1) if m is unit else None))
         got = step(model, x)
     assert len(calls) == (change in ('forward', 'global hook'))
-    torch.manual_seed(0)
-    plain = create(SMALL, num_classes=3, **SHORT)
-    if change in ('replaced', 'wrapped'):
-        plain.blocks[3][1].pw_reduce = copy.deepcopy(block.pw_reduce)
-    elif change == 'adapter':
-        plain.blocks[3][1].pw_reduce.conv = Wrapper(plain.blocks[3][1].pw_reduce.conv)
-    for m in plain.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.reset_running_stats()
-    torch.testing.assert_close(got, step(plain, x), rtol=1e-5, atol=1e-5)
+    model.load_state_dict(start)
+    for m in model.modules():
+        m.recompute_act = False
+    torch.testing.assert_close(got, step(model, x), rtol=1e-5, atol=1e-5)
 
 
 def test_drop_path_keeps_channels_without_shortcut():

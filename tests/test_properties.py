@@ -1,14 +1,12 @@
-"""What is true of any input: a checkpoint of any bytes, any arguments of a network, any command line.
+"""What is true of any input: a checkpoint of any bytes, any command line.
 
-hypothesis makes the inputs, the same few in each run. `EXAMPLES=2000 pytest -n0 tests/test_properties.py` makes that
-many for each property, different ones in each run.
+hypothesis makes the inputs, the same few in each run. To have more of them, different in each run, use
+`EXAMPLES=2000 pytest -n0 tests/test_properties.py`.
 """
 import argparse
 import contextlib
-import functools
 import io
 import os
-import pickle
 import sys
 import tempfile
 import warnings
@@ -23,7 +21,7 @@ import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import ARCHITECTURES, SHORT, SMALL
+from networks import SMALL
 from safetensors.torch import save as save_safetensors
 
 from timm_mobilenext import __main__ as launcher
@@ -32,8 +30,7 @@ from timm_mobilenext.__main__ import COMMANDS
 from timm_mobilenext.deploy import web
 
 EXAMPLES = int(os.environ.get('EXAMPLES', '0'))
-floats = functools.partial(st.floats, allow_subnormal=False)  # PyTorch may have the processor flush them
-# no folder of hypothesis in the tree: neither its examples nor its tables of characters
+# keep the examples and tables of hypothesis out of the tree
 hypothesis.configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / 'hypothesis')
 
 
@@ -68,11 +65,7 @@ SUFFIXES = ['.pth.tar', '.pth', '.bin', '.safetensors', '']
 
 
 def check_loads(content: bytes, suffix: str) -> tuple[bool, bool]:
-    """Check that a file is loaded or refused with a message, and that nothing else is left.
-
-    Returns:
-        Whether `create_model` loaded it, and whether `convert` did.
-    """
+    """Check that a file is loaded or refused with a message; return whether `create_model` and `convert` loaded it."""
     with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         path = Path(work) / f'checkpoint{suffix}'
@@ -100,11 +93,10 @@ def saved(value: Any, is_legacy: bool = False) -> bytes:
 
 @pytest.fixture(scope='module')
 def checkpoints() -> dict[str, bytes]:
-    """Small checkpoints in each format that there is."""
+    """Small checkpoints in each format."""
     state = OrderedDict(timm.create_model(SMALL, num_classes=3, **TINY).state_dict())
     args = argparse.Namespace(model=SMALL, model_kwargs=TINY, num_classes=3, mean=[0.5] * 3, img_size=32, gp='avg')
-    run = dict(epoch=3, arch=SMALL, state_dict=state, state_dict_ema=state, args=args, version=2, metric=87.5)
-    run |= dict(optimizer=dict(state={0: dict(step=1)}, param_groups=[dict(lr=0.1, params=[0])]))
+    run = dict(epoch=3, arch=SMALL, state_dict=state, state_dict_ema=state, args=args, optimizer=dict(state={}))
     return {
         'zip': saved(state), 'legacy': saved(state, True), 'run': saved(run), 'legacy run': saved(run, True),
         'safetensors': save_safetensors(state, {'format': 'pt', 'license': 'mit'}),
@@ -112,25 +104,15 @@ def checkpoints() -> dict[str, bytes]:
 
 
 def test_checkpoints_load(checkpoints):
-    """The checkpoints that are damaged below load while they are whole."""
+    """The checkpoints that are damaged below load while they are whole, and bytes that are not one do not."""
     for name, content in checkpoints.items():
         assert check_loads(content, '.safetensors' if name == 'safetensors' else '.pth') == (True, True), name
+    for content in (b'', b'PK\3\4', b'\x80\2junk', b'\x93NUMPY', b'{}', b'\x08\0\0\0\0\0\0\0{}      ', b'\0' * 512):
+        for suffix in SUFFIXES:
+            assert check_loads(content, suffix) == (False, False)
 
 
-@examples(40)
-@given(
-    st.binary(max_size=300) | st.tuples(
-        st.sampled_from([
-            b'PK\3\4', b'PK\5\6', b'\x80\2', b'\x80\5', pickle.dumps(0x1950a86a20f9469cfc6c, 2), b'\x93NUMPY',
-            b'\x7fELF', b'GIF89a', b'{}', b'\x08\0\0\0\0\0\0\0{}      ', b'ustar', b'\0' * 512]),
-        st.binary(max_size=300)).map(b''.join),
-    st.sampled_from(SUFFIXES))
-def test_any_bytes(content, suffix):
-    """Bytes that are no checkpoint are refused with a message."""
-    assert check_loads(content, suffix) == (False, False)
-
-
-@examples(40)
+@examples(50)
 @given(data=st.data(), name=st.sampled_from(['zip', 'legacy', 'run', 'legacy run', 'safetensors']))
 def test_damaged_checkpoints(checkpoints, data, name):
     """A checkpoint that was cut, or in which some bytes were changed, is loaded or refused with a message."""
@@ -142,47 +124,20 @@ def test_damaged_checkpoints(checkpoints, data, name):
         content[place] = byte
     if data.draw(st.booleans()):
         content = content[:data.draw(places)]
-    if data.draw(st.booleans()):
-        place = data.draw(places)
-        content[place:place] = data.draw(st.binary(max_size=20))
     suffix = '.safetensors' if name == 'safetensors' else '.pth'
     check_loads(bytes(content), data.draw(st.sampled_from([suffix] * 4 + SUFFIXES)))
-
-
-# -- arguments of a network
-
-@examples(30)
-@given(name=st.sampled_from([n for n in ARCHITECTURES if 'ghost' not in n]), kwargs=st.fixed_dictionaries(
-    dict(stages=st.sampled_from([TINY['stages'], SHORT['stages']]), width_mult=floats(0.2, 1.4)),
-    optional=dict(
-        depth_mult=floats(0.1, 2), identity_ratio=floats(0, 1), in_chans=st.integers(1, 8),
-        num_classes=st.integers(0, 20), output_stride=st.sampled_from([8, 16, 32]), se_ratio=floats(0, 2),
-        drop_rate=floats(0, 0.9), drop_path_rate=floats(0, 0.9), keep_3x3=st.booleans(), recompute_act=st.booleans(),
-        global_pool=st.sampled_from(['avg', 'max', 'avgmax', 'catavgmax', 'fast']),
-        act_layer=st.sampled_from(['relu6', 'silu', 'gelu', 'hard_swish', 'leaky_relu']),
-        norm_layer=st.sampled_from(['batchnorm2d', 'groupnorm1', torch.nn.BatchNorm2d]))))
-def test_any_arguments(name, kwargs):
-    """Any combination of the usual arguments makes a network that answers and learns, with finite values."""
-    model = timm.create_model(name, **kwargs)
-    out = model(torch.randn(2, model.in_chans, 32, 32))
-    assert out.shape == (2, model.num_classes or model.head_hidden_size)
-    assert out.isfinite().all()
-    out.square().sum().backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 # -- command lines
 
 WORDS = st.text(max_size=6) | st.binary(max_size=6).map(lambda name: name.decode('utf-8', 'surrogateescape'))
-MODULES = WORDS | st.sampled_from([
-    '', '.', '..', 'a.b', '.a', 'a.', 'os.path.x', 'sys', 'builtins', 'xml', 'timm_mobilenext.nothing', 'a-b'])
+MODULES = WORDS | st.sampled_from(['', '.', 'a.b', '.a', 'a.', 'os.path.x', 'sys', 'xml', 'timm_mobilenext.nothing'])
 VALUES = WORDS | st.sampled_from([
-    '', '0', '-1', '1e999', 'nan', '99999', '-', '--', '\0', '.', '..', '/', '~', 'a/b/c', '/dev/null', 'missing.py',
-    'x' * 5000, 'onnx', 'litert', 'int8', 'width_mult=x', 'stages=1', 'a=b=c', '=', 'device=meta', 'a={[]: 1}',
-    'resnet18', 'hf-hub:me/mine', 'hf-hub:', 'local-dir:', 'local-dir:x', 'x:y', *ARCHITECTURES, '../junk',
-    '../junk/x', '../names', '../folder', 'x=../junk', *COMMANDS])
+    '', '0', '-1', 'nan', '99999', '--', '\0', '.', '/', 'a/b/c', '/dev/null', 'missing.py', 'x' * 5000, 'onnx', 'int8',
+    'width_mult=x', 'stages=1', 'a=b=c', '=', 'device=meta', 'a={[]: 1}', 'resnet18', 'hf-hub:me/mine', 'hf-hub:',
+    'local-dir:x', 'x:y', SMALL, '../junk', '../junk/x', '../names', '../folder', 'x=../junk', *COMMANDS])
 OPTIONS = st.sampled_from([
-    '-h', '--help', '-o', '--output', '--output=', '--format', '--format=onnx', '--model', '--model-kwargs',
+    '--help', '-o', '--output', '--output=', '--format', '--format=onnx', '--model', '--model-kwargs',
     '--label-names', '--license', '--cache-dir', '--calibration', '--check', '--num-images', '--img-size', '--mean',
     '--std', '--weights', '--int8', '--keep', '--repo-id', '--dataset', '--private', '--overwrite', '--title',
     '--serve', '--port', '--runtime', '--push', '--min-agreement'])
@@ -199,7 +154,7 @@ LINES = st.one_of(
 
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch) -> None:
-    """Start in an empty folder, beside files that are no checkpoints, with what takes seconds left out."""
+    """Start in an empty folder, beside files that are not checkpoints, without what takes seconds."""
     for folder in ('work', 'folder'):
         (tmp_path / folder).mkdir()
     (tmp_path / 'junk').write_bytes(b'\xff no weights')
@@ -224,5 +179,5 @@ def test_any_command_line(empty_folder, line):
         for file in os.listdir():  # of `recipe`
             os.remove(file)
     else:
-        assert err.startswith(('usage: ', 'timm_mobilenext: ', 'error: '))
+        assert err.startswith('error: ')
     assert os.listdir() == []

@@ -9,8 +9,7 @@
     torchrun --nproc-per-node N -m timm_mobilenext [--resume-newest DIR] SCRIPT.py [ARGS]
     python -m timm_mobilenext --version
 
-A script runs as Python runs it. It imports timm itself, e.g. the timm beside it. The models are registered when it has
-imported timm.models.
+A script runs as Python runs it, with the timm that it finds. The models are registered as soon as it imports timm.
 """
 import difflib
 import importlib
@@ -18,6 +17,7 @@ import os
 import sys
 
 from timm_mobilenext import __version__
+from timm_mobilenext.cli import clear_errors
 from timm_mobilenext.launch import script
 from timm_mobilenext.launch.resume import newest_checkpoint
 
@@ -34,13 +34,11 @@ COMMANDS = {
 
 def _unknown(word: str) -> str:
     """Say what is wrong with a word that is neither a command nor a script, and what it could be."""
-    folder, name = os.path.split(os.path.abspath(word))
-    what = 'not an option' if word.startswith('-') else f'not a command, and there is no file {name} in {folder}'
+    what = 'an option' if word.startswith('-') else f'a command, and file {os.path.abspath(word)} does not exist'
     near = difflib.get_close_matches(word, [*COMMANDS, '--resume-newest', '--version', '--help'], 1, 0.7)
-    return ' '.join([
-        f'{word!r} is {what}.',
-        *(f'Did you mean {match}?' for match in near),
-        f'Give a command ({", ".join(COMMANDS)}), the path of a script, or -m MODULE (--help explains).'])
+    hint = f'Did you mean {near[0]}? ' if near else ''
+    return (f'{word!r} is not {what}. {hint}Give a command ({", ".join(COMMANDS)}), the path of a script, or -m MODULE '
+            '(--help explains).')
 
 
 def main() -> int:
@@ -54,10 +52,8 @@ def main() -> int:
         print(f'timm-mobilenext {__version__}')
         return 0
     if args[0] in COMMANDS:
-        try:
+        with clear_errors():  # also during the import, which takes seconds
             return importlib.import_module(f'timm_mobilenext.{COMMANDS[args[0]][0]}').main(args[1:])
-        except KeyboardInterrupt:
-            script.fail('interrupted.')
     folder = None
     if args[0] == '--resume-newest':
         if len(args) < 3:

@@ -1,4 +1,4 @@
-"""What timm's layers lack for this network: a conv unit that folds, a ReLU6 and checkpoints that save memory."""
+"""What timm's layers lack for this network: a conv unit that folds, and a ReLU6 and checkpoints that save memory."""
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -18,20 +18,17 @@ from timm.layers import ConvNormAct, FrozenBatchNormAct2d, LayerType, is_exporta
 
 @torch.jit.unused
 def is_eager(x: torch.Tensor) -> bool:
-    """Return whether operators on `x` just run, so that an `autograd.Function` with a backward of its own is safe.
+    """Return whether operators on `x`, the input of a layer, just run: `autograd.Function` is safe only there.
 
     False while operators are recorded or rewritten: by jit.trace, torch.compile, torch.export, torch.fx, a tensor
     subclass, a TorchFunctionMode, torch.func or forward-mode differentiation. PyTorch has no single check for these.
-
-    Args:
-        x: Input of a layer.
     """
     return (
         type(x) is torch.Tensor
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()  # no public name; autograd.Function asks the same
-        and not torch._C._len_torch_function_stack()  # no public name either
+        and not torch._C._are_functorch_transforms_active()  # has no public name; autograd.Function calls it too
+        and not torch._C._len_torch_function_stack()  # has no public name either
         and unpack_dual(x).tangent is None
     )
 
@@ -69,9 +66,8 @@ class ReLU6(nn.ReLU6):
 def split_channels(x: torch.Tensor, chs: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Split x, (B, C, H, W), into its first `chs` channels and the others.
 
-    By `split` in eager mode, since the gradient of a slice is never channels_last: with slices, a ghost network trains
-    1.2 times as long in that layout. By slices elsewhere: ExecuTorch's XNNPACK delegate does not take a split,
-    which cuts the graph in parts.
+    In eager mode by `split`, since the gradient of a slice is never channels_last: with slices, `mobilenext_l_ghost`
+    trains 1.28 times as long in that layout. Elsewhere by slices, since ExecuTorch's XNNPACK delegate takes no split.
     """
     if not torch.jit.is_scripting() and is_eager(x):
         first, second = x.split([chs, x.shape[1] - chs], dim=1)
@@ -86,8 +82,8 @@ class ConvNorm(ConvNormAct):
         """
         Args:
             *args: Positional arguments of ConvNormAct.
-            act_layer: Activation. 'relu6' is the one that saves memory, unless the model is created to be scripted or
-                exported, as timm does with its own activations.
+            act_layer: Activation. 'relu6' is the one above, unless the model is created as scriptable or exportable, as
+                timm does with its own activations.
             **kwargs: Other arguments of ConvNormAct.
         """
         if act_layer == 'relu6' and not (is_exportable() or is_scriptable()):
@@ -101,8 +97,8 @@ class ConvNorm(ConvNormAct):
     def fuse(self) -> nn.Module:
         """Return the conv with the batch norm folded in, followed by the activation and the anti-aliasing if any.
 
-        The running statistics are folded in training mode too, as timm's scripts reparameterize a model before they
-        call `eval()`. A unit stays as it is if its norm is not a batch norm with statistics, or its conv not plain.
+        In training mode too, as timm's scripts reparameterize a model before they call `eval()`. A unit stays as it is
+        if its norm is not a batch norm with statistics, or its conv not plain.
         """
         norm: Any = self.bn
         is_batch_norm = isinstance(norm, (nn.modules.batchnorm._BatchNorm, FrozenBatchNormAct2d))
@@ -112,8 +108,10 @@ class ConvNorm(ConvNormAct):
         with torch.no_grad():
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        layers = OrderedDict(conv=conv, act=getattr(norm, 'act', None), aa=self.aa)
-        layers = OrderedDict((name, m) for name, m in layers.items() if not isinstance(m, (nn.Identity, type(None))))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
+        for name, layer in (('act', getattr(norm, 'act', None)), ('aa', self.aa)):
+            if layer is not None and not isinstance(layer, nn.Identity):
+                layers[name] = layer
         return nn.Sequential(layers) if len(layers) > 1 else conv
 
 
@@ -132,18 +130,11 @@ def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             setattr(m, name, buffer)
 
 
-def checkpoint(
-        function: Callable[[torch.Tensor], torch.Tensor], modules: Iterable[nn.Module], x: torch.Tensor,
-) -> torch.Tensor:
+def checkpoint(function: Callable, modules: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
     """Call function(x) and keep only x for the backward pass, which calls it again.
 
-    Like PyTorch's checkpoint, but the second call does not update the running statistics again (except under
-    torch.compile, which does not support that).
-
-    Args:
-        function: What is called.
-        modules: The modules whose buffers the second call must not change.
-        x: The input, of any shape.
+    Like PyTorch's checkpoint, but the second call does not update the running statistics of `modules` again (except
+    under torch.compile, which does not support that).
     """
     if torch.compiler.is_compiling():
         return torch_checkpoint(function, x, use_reentrant=False)
@@ -152,29 +143,22 @@ def checkpoint(
 
 
 def checkpoint_seq(blocks: Any, x: torch.Tensor) -> torch.Tensor:
-    """Call the blocks one after the other, each with `checkpoint`.
-
-    Args:
-        blocks: The modules, `nn.Sequential` or any iterable of them.
-        x: Input of the first, of any shape.
-    """
+    """Call the blocks, any iterable of modules, one after the other on x, each with `checkpoint`."""
     for block in blocks:
         x = checkpoint(block, [block], x)
     return x
 
 
-def _is_watched(m: nn.Module) -> bool:
-    return bool(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or 'forward' in vars(m))
+def _is_plain(unit: nn.Module) -> bool:
+    """Return whether a unit is as it was created: not replaced, wrapped or rewritten, and no hook watches it."""
+    return type(unit) is ConvNorm and unit.has_plain_conv() and not any(
+        'forward' in vars(m) or any(
+            getattr(m, f'_{kind}_hooks') or getattr(nn.modules.module, f'_global_{kind}_hooks')
+            for kind in ('forward_pre', 'forward', 'backward_pre', 'backward'))
+        for m in unit.modules())
 
 
-def _are_all_watched() -> bool:
-    return any(getattr(nn.modules.module, f'_global_{kind}_hooks') for kind in (
-        'forward', 'forward_pre', 'backward', 'backward_pre'))
-
-
-def recompute_act(
-        convs: Callable[[torch.Tensor], torch.Tensor], units: Iterable[Any], x: torch.Tensor) -> torch.Tensor:
+def recompute_act(convs: Callable, units: Iterable[Any], x: torch.Tensor) -> torch.Tensor:
     """Call convs(x) and keep what the convs return for the backward pass, not what norms and activations return.
 
     If anything watches, wraps, replaces or rewrites a layer, this is a plain call. If the units do not follow each
@@ -186,21 +170,12 @@ def recompute_act(
         x: Input, (B, C, H, W).
     """
     units = [unit for unit in units if type(unit) is not nn.Identity]
-    if not (
-            torch.is_grad_enabled() and is_eager(x) and not _are_all_watched()
-            and all(type(unit) is ConvNorm and unit.has_plain_conv() for unit in units)
-            and not any(_is_watched(m) for unit in units for m in unit.modules())):
+    if not (torch.is_grad_enabled() and is_eager(x) and all(map(_is_plain, units))):
         return convs(x)
     if any(unit.out_channels != following.in_channels for unit, following in pairwise(units)):
         return checkpoint(convs, units, x)
-
-    def after_conv(unit: ConvNorm, x: torch.Tensor) -> torch.Tensor:
-        x = unit.bn(x)
-        return x if unit.aa is None else unit.aa(x)
-
     x = units[0].conv(x)
     for unit, following in pairwise(units):
-        def norm_to_conv(x: torch.Tensor, unit: ConvNorm = unit, following: ConvNorm = following) -> torch.Tensor:
-            return following.conv(after_conv(unit, x))
-        x = checkpoint(norm_to_conv, [unit], x)
-    return after_conv(units[-1], x)
+        x = checkpoint(nn.Sequential(unit.bn, following.conv), [unit], x)
+    x = units[-1].bn(x)
+    return x if units[-1].aa is None else units[-1].aa(x)  # in a block only the last conv, which strides, has one

@@ -1,4 +1,4 @@
-"""What the commands share: their parser, their errors and the folder they write."""
+"""What the commands share: their parser, their errors and the folder they write. Imports neither timm nor PyTorch."""
 import argparse
 import contextlib
 import os
@@ -8,25 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from huggingface_hub.errors import HTTPError
-from timm.utils import ParseKwargs
-
 SOURCES = 'model name with weights, checkpoint, converted folder or hf-hub:OWNER/NAME'
 
 
-class ModelKwargs(ParseKwargs):
+class ModelKwargs(argparse.Action):
     """timm's parser of KEY=VALUE, with an error that names what it cannot read."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any) -> None:
         """Set the option to a dict of the values."""
+        from timm.utils import ParseKwargs
         try:
-            super().__call__(parser, namespace, values, *args)
+            ParseKwargs(self.option_strings, self.dest)(parser, namespace, values)
         except (TypeError, ValueError):
             parser.error(f'{self.option_strings[0]} {" ".join(values)}: expected KEY=VALUE, e.g. width_mult=1.1.')
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with errors in the form of all commands and a hint for two usual slips."""
+    """The parser of argparse, with errors in the form of all commands and hints for two common slips."""
 
     def error(self, message: str) -> NoReturn:
         """End the command with one line and the usage."""
@@ -38,12 +36,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(command: str, description: str | None) -> Parser:
-    """Return the parser of a command with the options that all commands on models have.
-
-    Args:
-        command: Name of the command.
-        description: What it does.
-    """
+    """Return the parser of a command, with the options that all commands on models have."""
     parser = Parser(
         f'python -m timm_mobilenext {command}', f'python -m timm_mobilenext {command} SOURCE --output DIR [OPTIONS]',
         description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,15 +49,15 @@ def parser(command: str, description: str | None) -> Parser:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Add the source of a command that converts weights, and what else such a command may be told of them."""
+    """Add the source of a command that converts weights, and the other options on weights."""
     parser.add_argument('source', metavar='SOURCE', help=SOURCES)
     parser.add_argument('--license', metavar='ID', help=(
-        'licence of the weights, as the Hub spells it, e.g. apache-2.0 (default: what the source says of it)'))
+        'licence of the weights, as the Hub spells it, e.g. apache-2.0 (default: the one that the source names)'))
     parser.add_argument('--cache-dir', metavar='DIR', help='folder of the caches')
 
 
 def chosen(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what was said with `parser` and `add_weights`, as the arguments of `weights.convert.convert`."""
+    """Return the options of `parser` and `add_weights` as the arguments of `weights.convert.convert`."""
     options = {key: vars(args)[key] for key in ('source', 'output', 'model', 'model_kwargs', 'license', 'cache_dir')}
     return {**options, 'label_names': read_label_names(args.label_names)}
 
@@ -78,6 +71,7 @@ def read_label_names(path: str | None) -> list[str] | None:
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
     """End a command with one message instead of a traceback."""
+    from huggingface_hub.errors import HTTPError
     try:
         yield
     except (ImportError, OSError, RuntimeError, TypeError, ValueError, HTTPError) as error:  # TypeError: --model-kwargs
@@ -88,10 +82,10 @@ def clear_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(output: str | Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes `output` at the end, or nothing if an error occurred while it was filled.
+    """Give a folder to fill, which becomes `output` at the end; after an error nothing is left of it.
 
     Raises:
-        FileExistsError: If there is something at `output` already.
+        FileExistsError: If `output` exists already.
     """
     output = Path(output)
     if output.exists():

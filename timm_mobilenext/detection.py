@@ -31,9 +31,9 @@ _SCALES = 'anchor_generator.scales'  # key in a file
 
 
 class _Tracer(fx.Tracer):
-    """Traces into the modules that hold one of the named ones and calls all others whole, hooks and all."""
+    """Traces into the modules that contain one of the named ones, and calls all others whole, with their hooks."""
 
-    def __init__(self, names: Sequence[str] = ()) -> None:  # without for a copy by pickle
+    def __init__(self, names: Sequence[str] = ()) -> None:  # a copy is made without names
         super().__init__()
         self.names = names
 
@@ -43,18 +43,18 @@ class _Tracer(fx.Tracer):
 
 
 def _body(model: Any) -> fx.GraphModule:
-    """Return the model without its head, as a graph that returns the maps which SSDLite takes from it.
+    """Return the model without its head, as a graph that returns the maps that SSDLite needs.
 
-    They are the tap at stride 16, the tap at stride 32 and the end, where the extra blocks start. In a MobileNeXt the
-    taps are what enters the last depthwise conv of the block that strides from 16 to 32 and of the last block, as in
-    the authors' detector. In timm's networks of inverted residuals they are what enters the depthwise conv that
-    strides and the pooling, as in torchvision's, in any other network the features that `features_only` has.
+    They are the taps at strides 16 and 32, and the end, where the extra blocks start. In a MobileNeXt the taps are what
+    enters the last depthwise conv of the block that strides from 16 to 32 and of the last block, as in the authors'
+    detector. In timm's networks of inverted residuals they are what enters the depthwise conv that strides and the
+    pooling, as in torchvision's, in any other network the features that `features_only` has.
     """
     info = {tap['reduction']: tap for tap in getattr(model, 'feature_info', [])}  # the last of each reduction
     if not {16, 32} <= info.keys():
         raise ValueError(
-            f'{type(model).__name__} has feature maps of strides {[*info]}, expected 16 and 32 among them: choose a '
-            'backbone that has them, for example mobilenext_100, mobilenetv2_100 or resnet18.')
+            f'{type(model).__name__} has feature maps of strides {[*info]}, SSDLite needs 16 and 32: choose another '
+            'backbone, e.g. mobilenext_100, mobilenetv2_100 or resnet18.')
     is_ours = isinstance(model, MobileNeXt)
     strided = f'blocks.{info[16].get("stage")}.0.{"dw_end" if is_ours else "conv_dw"}'  # the rows follow the stem, 0
     last = f'blocks.{len(model.blocks) - 1}.{len(model.blocks[-1]) - 1}.dw_end' if is_ours else info[32]['module']
@@ -77,11 +77,7 @@ class SSDLiteFeatureExtractor(nn.Module):
     """The six feature maps of SSDLite: the two taps of a backbone, and the authors' four extra blocks behind it."""
 
     def __init__(
-            self,
-            model: nn.Module,
-            norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-            in_chans: int = 3,
-    ) -> None:
+            self, model: nn.Module, norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d, in_chans: int = 3) -> None:
         """
         Args:
             model: A model that timm created, without a classifier.
@@ -104,7 +100,7 @@ class SSDLiteFeatureExtractor(nn.Module):
             in_chs = out_chs
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map images (B, C, H, W) to six maps (B, C', h, w), of strides 16 and 32 and four times the half of these."""
+        """Map images (B, C, H, W) to six maps (B, C', h, w) of strides 16, 32, 64, 128, 256 and 512."""
         first, second, x = self.body(x)
         out = {'0': first, '1': second}
         for i, block in enumerate(self.extra):
@@ -113,12 +109,7 @@ class SSDLiteFeatureExtractor(nn.Module):
         return out
 
 
-def _extra_block(
-        in_chs: int,
-        out_chs: int,
-        ratio: float,
-        norm_layer: Callable[..., nn.Module],
-) -> nn.Sequential:
+def _extra_block(in_chs: int, out_chs: int, ratio: float, norm_layer: Callable[..., nn.Module]) -> nn.Sequential:
     """Return the authors' extra block: a depthwise conv that strides, then the two pointwise of a SandGlass."""
     mid_chs = int(in_chs * ratio)
     block = nn.Sequential(
@@ -135,11 +126,9 @@ def _extra_block(
 
 def _create_backbone(
         name: str, pretrained: bool, weights: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Create the backbone, and return it with the weights of the extra blocks, which the authors' detector has."""
+    """Create the backbone, and return it with the weights of the extra blocks if they are the authors' detector's."""
     if arguments.get('features_only'):
-        raise ValueError(
-            'features_only=True in backbone_kwargs is not supported: SSDLite takes its maps from the whole network, '
-            'expected features_only=False.')
+        raise ValueError('SSDLite needs the whole network: give features_only=False in backbone_kwargs.')
     extra: dict[str, Any] = {}
     overlay: dict[str, Any] = {}
     if weights is not None:
@@ -150,46 +139,41 @@ def _create_backbone(
 
 
 def ssdlite320(
-        backbone: str = 'mobilenext_100',
-        num_classes: int = 91,
-        pretrained_backbone: bool = False,
+        backbone: str = 'mobilenext_100', num_classes: int = 91, pretrained_backbone: bool = False,
         weights_backbone: str | Path | Mapping[str, Any] | None = None,
-        backbone_kwargs: Mapping[str, Any] | None = None,
-        norm_layer: Callable[..., nn.Module] | None = None,
-        anchor_generator: DefaultBoxGenerator | None = None,
-        **kwargs: Any,
+        backbone_kwargs: Mapping[str, Any] | None = None, norm_layer: Callable[..., nn.Module] | None = None,
+        anchor_generator: DefaultBoxGenerator | None = None, **kwargs: Any,
 ) -> SSD:
     """Build SSDLite at 320 x 320 pixels on a MobileNeXt or any other network of timm.
 
-    As torchvision's `ssdlite320_mobilenet_v3_large`: it takes a list of images (3, H, W) with values from 0 to 1, in
-    training a list of targets with `boxes` (N, 4) and `labels` (N,) too, and returns losses in training, else a list of
-    `boxes`, `labels` and `scores`. Unlike in that one, the backbone keeps the norms and the initialization that timm
+    Use it like torchvision's `ssdlite320_mobilenet_v3_large`. It takes a list of images (3, H, W) with values from 0 to
+    1, in training also a list of targets with `boxes` (N, 4) and `labels` (N,). It returns losses in training, and
+    otherwise a list of `boxes`, `labels` and `scores`. The backbone keeps the norms and the initialization that timm
     gives it, and images are normalized with its mean and standard deviation.
 
     Args:
         backbone: Name of the backbone in timm.
-        num_classes: Number of classes, the background, which is label 0, among them.
-        pretrained_backbone: Take pretrained weights of the classifier, from where timm has them.
+        num_classes: Number of classes, including the background, which is label 0.
+        pretrained_backbone: Load the pretrained weights of the classifier, as `timm.create_model` does.
         weights_backbone: Weights of the backbone, a state dict or a file of them: a classifier's of any number of
-            classes, or those of the authors' detector, which have the extra blocks too.
-        backbone_kwargs: More arguments of `timm.create_model`. With `in_chans` other than 3 the images have so many
+            classes, or those of the authors' detector, which include the extra blocks.
+        backbone_kwargs: More arguments of `timm.create_model`. With `in_chans` other than 3 the images have that many
             channels, each normalized with the average of the three means and standard deviations.
-        norm_layer: Normalization of the extra blocks and the heads; by default a batch norm with the authors' eps and
-            momentum, which are PyTorch's, in the blocks and with torchvision's in the heads.
+        norm_layer: Normalization of the extra blocks and the heads; by default batch norm, in the blocks with PyTorch's
+            eps and momentum, as the authors have it, in the heads with torchvision's.
         anchor_generator: Default boxes on the six maps, by default torchvision's, from 0.2 to 0.95 of the image.
         **kwargs: Arguments of torchvision's `SSD`, `size` and `head` among them.
 
     Raises:
-        ValueError: If the backbone has no feature maps of strides 16 and 32, is to be `features_only`, there is no
-            class but the background, or an argument is not torchvision's.
-        RuntimeError: If the weights are not of the MobileNeXt. Those of other networks are timm's to check.
+        ValueError: If the backbone has no feature maps of strides 16 and 32, is to be `features_only`, the
+            background is the only class, or torchvision's `SSD` does not have an argument.
+        RuntimeError: If the weights do not fit the MobileNeXt. timm checks those of other networks.
     """
     if num_classes < 2:
-        raise ValueError(
-            f'num_classes={num_classes} leaves no class to detect: expected at least 2, the background is one of them.')
+        raise ValueError(f'num_classes={num_classes} leaves no class to detect: give at least 2, with the background.')
     known = [name for name in inspect.signature(SSD).parameters if name != 'kwargs']
-    for name in kwargs.keys() - known:  # which torchvision ignores in silence
-        raise ValueError(f"{name} is not an argument of torchvision's SSD: expected one of {', '.join(known)}.")
+    for name in kwargs.keys() - known:  # torchvision ignores it without a word
+        raise ValueError(f"{name} is not an argument of torchvision's SSD. Its arguments are {', '.join(known)}.")
     arguments: dict[str, Any] = dict(backbone_kwargs or {})
     config = dict(backbone=backbone, num_classes=num_classes, backbone_kwargs=arguments, norm_layer=norm_layer)
     model, extra = _create_backbone(backbone, pretrained_backbone, weights_backbone, arguments)
@@ -201,7 +185,7 @@ def ssdlite320(
     if in_chans != 3:
         mean, std = ([sum(values) / len(values)] * in_chans for values in (mean, std))
 
-    # from here on the numbers are those of torchvision's ssdlite.py
+    # from here on, the numbers are those of torchvision's ssdlite.py
     if anchor_generator is None:
         anchor_generator = DefaultBoxGenerator([[2, 3] for _ in features.out_channels], min_ratio=0.2, max_ratio=0.95)
     defaults: dict[str, Any] = dict(
@@ -219,29 +203,23 @@ def ssdlite320(
 def save(model: SSD, path: str | Path, classes: Sequence[str]) -> None:
     """Write a detector to a safetensors file, with all that `load` needs to build it again.
 
-    The scales of the default boxes are a tensor of the file: `load_state_dict`, which would take its weights into a
-    detector of any default boxes, refuses it for that key.
+    The scales of the default boxes are a tensor of the file. So `load_state_dict` refuses the file: it would load the
+    weights into a detector of other default boxes.
 
     Args:
         model: What `ssdlite320` or `load` returned.
-        path: The file, which is replaced once the new one is whole.
-        classes: Name of each label, the background, which is label 0, among them.
+        path: The file, which is replaced when the new one is complete.
+        classes: Name of each label, first that of the background.
 
     Raises:
-        ValueError: If there are more or fewer names than classes, or the model was built with an argument that cannot
-            be written, such as a `norm_layer`.
+        ValueError: If there are more or fewer names than classes.
+        TypeError: If the model was built with an argument that JSON cannot hold, such as a `norm_layer`.
     """
     boxes, config = model.anchor_generator, model.config
     if len(classes) != config['num_classes']:
-        raise ValueError(
-            f'There are {len(classes)} class names: expected {config["num_classes"]}, the background among them.')
+        raise ValueError(f'There are {len(classes)} class names: give {config["num_classes"]}, with the background.')
     anchors = dict(aspect_ratios=boxes.aspect_ratios, steps=boxes.steps, clip=boxes.clip)
-    try:
-        description = json.dumps(dict(config=config, classes=[*classes], anchors=anchors))
-    except TypeError as error:
-        raise ValueError(
-            f'This detector cannot be written with its arguments ({error}): expected numbers, names and lists. Keep '
-            'its state_dict() and build it with ssdlite320.') from error
+    description = json.dumps(dict(config=config, classes=[*classes], anchors=anchors))
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
     tensors[_SCALES] = torch.tensor(boxes.scales, dtype=torch.float64)
     part = Path(f'{path}.part')
@@ -256,7 +234,7 @@ def load(path: str | Path) -> tuple[SSD, list[str]]:
         path: The file.
 
     Returns:
-        The detector, in evaluation mode, and the name of each label, the background, which is label 0, among them.
+        The detector, in evaluation mode, and the name of each label, first that of the background.
 
     Raises:
         ValueError: If the file is not one of `save`.
@@ -265,7 +243,7 @@ def load(path: str | Path) -> tuple[SSD, list[str]]:
         with safe_open(path, 'pt') as file:
             description = json.loads(file.metadata()['ssdlite320'])
     except (SafetensorError, TypeError, KeyError) as error:
-        raise ValueError(f'{path} is not a detector: expected a file of timm_mobilenext.detection.save.') from error
+        raise ValueError(f'{path} is not a detector: give a file that timm_mobilenext.detection.save wrote.') from error
     tensors = load_file(path)
     boxes = DefaultBoxGenerator(scales=tensors.pop(_SCALES).tolist(), **description['anchors'])
     model = ssdlite320(anchor_generator=boxes, **description['config'])

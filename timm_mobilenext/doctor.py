@@ -1,4 +1,4 @@
-"""What is installed and where weights would come from: `python -m timm_mobilenext doctor`, fit for a bug report."""
+"""What is installed and where weights would come from: `python -m timm_mobilenext doctor`, e.g. for a bug report."""
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,6 +7,7 @@ import huggingface_hub
 import timm
 import torch
 from timm.models import resolve_pretrained_cfg
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mobilenext import __version__
@@ -18,49 +19,35 @@ from timm_mobilenext.weights.download import locate
 def count(model: Any) -> tuple[int, int, int]:
     """Return the parameters of a model and its multiply-adds and activations at the size of its images.
 
-    Multiply-adds are those of convolutions and linear layers, activations the elements that these put out, as in
-    timm's tables; both for one image.
-
-    Args:
-        model: A model that timm created.
+    Multiply-adds are those of convolutions and linear layers for one image, activations the elements that these
+    return, as in timm's tables. The model, which timm created, is in evaluation mode afterwards.
     """
     activations = 0
 
     def add(module: torch.nn.Module, args: object, out: torch.Tensor) -> None:
         nonlocal activations
-        activations += out.numel()
+        activations += out.numel() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) else 0
 
-    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
-    hooks = [layer.register_forward_hook(add) for layer in layers]
     parameter = next(model.parameters())
     image = torch.zeros(1, *model.pretrained_cfg['input_size'], device=parameter.device, dtype=parameter.dtype)
-    training = model.training
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.eval()(image)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), register_module_forward_hook(add), FlopCounterMode(display=False) as counter:
+        model.eval()(image)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, activations
 
 
 def report() -> str:
     """Return the versions, the architectures and where the weights of each would come from now."""
     names = timm.list_models(module='mobilenext')
-    with ThreadPoolExecutor(len(names)) as pool:  # the Hub has to answer for each within a few seconds
+    with ThreadPoolExecutor(len(names)) as pool:  # all at once, since each may wait some seconds for the Hub
         places = list(pool.map(lambda name: locate(resolve_pretrained_cfg(name)).text, names))
     rows = []
     for name, place in zip(names, places, strict=True):
         params, madds, _ = count(timm.create_model(name, device='meta'))
         top1 = CLAIMS.get(name, Claim()).top1
         rows.append(f'{name:<22}{params / 1e6:>10.3f}{madds / 1e6:>11.1f}{top1:>11}  {place}')
-    versions = {
-        'timm-mobilenext': __version__, 'timm': timm.__version__, 'torch': torch.__version__,
-        'huggingface_hub': huggingface_hub.__version__, 'Python': platform.python_version(),
-    }
     return '\n'.join([
-        ', '.join(f'{name} {version}' for name, version in versions.items()) + f', {platform.platform()}',
+        f'timm-mobilenext {__version__}, timm {timm.__version__}, torch {torch.__version__}, huggingface_hub '
+        f'{huggingface_hub.__version__}, Python {platform.python_version()}, {platform.platform()}',
         '',
         f'{"architecture":<22}{"params (M)":>10}{"MAdds (M)":>11}{"top-1 (%)":>11}  weights',
         *rows,

@@ -2,8 +2,8 @@
 
 Paper: `Rethinking Bottleneck Structure for Efficient Mobile Network Design`, ECCV 2020, https://arxiv.org/abs/2007.02269
 
-Numerically equal to the authors' code, https://github.com/zhoudaquan/rethinking_bottleneck_design, cited below as
-`mnext.py`, the ReLU6 family, and `model.py`, the SiLU and squeeze-excite family (commit and paths: weights/authors.py).
+Numerically equal to the authors' code, https://github.com/zhoudaquan/rethinking_bottleneck_design. Cited below are its
+`mnext.py`, the ReLU6 family, and `model.py`, the family with SiLU and squeeze-excite (paths: weights/authors.py).
 docs/models.md lists what differs from the paper and from the authors' code, and why.
 """
 import math
@@ -19,15 +19,15 @@ from timm.models._efficientnet_builder import resolve_bn_args
 from timm.models._features import feature_take_indices
 from timm.models._registry import generate_default_cfgs, register_model
 
-# In timm these two lines would be `from . import _builder, _layers, _authors as authors`, with both files beside this
-# one. They import modules, not names: importing timm registers the models, while one of these may be half imported.
+# In timm: `from . import _builder, _layers` and `from . import _authors as authors`. Import modules, not their names:
+# importing timm registers the models, while one of these modules may be half imported.
 from timm_mobilenext import _builder, _layers
 from timm_mobilenext.weights import authors
 
 __all__ = ['MobileNeXt', 'SandGlass']
 
-# The paper's architecture table, one row per stage, as in mnext.py:153-163. The arXiv version prints n = 2 for the 960
-# row, the authors call that a typo (their issue #2).
+# The paper's architecture table, a row per stage, as in mnext.py:153-163. The arXiv version has n = 2 in the 960 row,
+# which the authors call a typo (issue #2 of their repository).
 _STAGES = (
     # t: reduction ratio, c: output channels at width 1.0, n: repeats, s: stride, k: depthwise kernel size
     (2, 96, 1, 2, 3),
@@ -39,7 +39,7 @@ _STAGES = (
     (6, 960, 3, 1, 3),
     (6, 1280, 1, 1, 3),
 )
-# utils_i2rnet.py:245-251 beside model.py: the strides of the first two rows change places, three rows have 5x5 kernels
+# utils_i2rnet.py:245-251 beside model.py: the second row strides instead of the first, three rows have 5x5 kernels
 _STAGES_SE = (
     (2, 96, 1, 1, 3),
     (6, 144, 1, 2, 3),
@@ -63,9 +63,8 @@ def _block_form(in_chs: int, out_chs: int, stride: int, reduction_ratio: int, ke
     """Return whether a block of the network has a first depthwise conv, a last one, and a shortcut.
 
     The rule of mnext.py:75-134 and of MBConvBlockV1 in model.py: a block that changes its channels has no first
-    depthwise conv, and a last one only to stride. A row with reduction ratio 2 never has a shortcut, nor a block that
-    has both depthwise convs only because of `keep_dws` (`keep_3x3`, mnext.py:184). Unlike here, the authors ignore the
-    stride of a row that keeps its channels (row 2 at widths 0.124 to 0.138).
+    depthwise conv, and a last one only to stride. Neither a row with reduction ratio 2 nor a block with `keep_dws`
+    (`keep_3x3`, mnext.py:184) has a shortcut.
     """
     is_full = reduction_ratio == 2 or in_chs == out_chs or keep_dws
     has_shortcut = in_chs == out_chs and stride == 1 and reduction_ratio != 2 and not keep_dws
@@ -101,12 +100,12 @@ class SandGlass(nn.Module):
         Args:
             in_chs, out_chs: Number of input and output channels.
             stride, dilation: Stride of the last depthwise conv, dilation of both.
-            reduction_ratio: Ratio of input channels to those of the bottleneck.
+            reduction_ratio: Ratio of the input channels to those of the bottleneck.
             identity_ratio: Identity tensor multiplier: the share of the channels, from the first, with a shortcut.
             noskip: No shortcut. Otherwise there is one if in_chs == out_chs and stride == 1.
             dw_kernel_size: Kernel size of the depthwise convs, in pixels.
-            dw_start, dw_end: Whether the block starts and ends with a depthwise conv. To stride it needs the last.
-            max_expand_ratio: Largest ratio of output channels to those of the bottleneck, 0 for no limit.
+            dw_start, dw_end: Whether the block starts and ends with a depthwise conv.
+            max_expand_ratio: Largest ratio of the output channels to those of the bottleneck, 0 for no limit.
             pw_groups: Groups of the two pointwise convs.
             ghost: Send only the first half of the channels through the bottleneck and concatenate the second half.
             se_chs: Width of the squeeze-excite bottleneck, 0 for no squeeze-excite.
@@ -128,7 +127,7 @@ class SandGlass(nn.Module):
             raise ValueError(f'stride={stride} needs the last depthwise conv: set dw_end=True, or stride=1.')
         has_skip = in_chs == out_chs and stride == 1 and not noskip
         self.out_chs = out_chs
-        # The authors' C // divisor, exactly: 1/3 of a multiple of three must not fall below it by float rounding.
+        # The authors' C // divisor: 1e-6 so that a third of 96 does not become 31 by float rounding
         self.identity_chs = math.floor(out_chs * identity_ratio + 1e-6) if has_skip else 0
         self.ghost = ghost
         self.pw_chs = in_chs // 2 if ghost else in_chs  # channels that enter the bottleneck
@@ -143,8 +142,9 @@ class SandGlass(nn.Module):
         self.dw_start = dw(in_chs, in_chs, groups=in_chs) if dw_start else nn.Identity()
         self.pw_reduce = conv(self.pw_chs, mid_chs, groups=pw_groups, apply_act=False)
         self.pw_expand = conv(mid_chs, out_chs - (in_chs - self.pw_chs), groups=pw_groups)
-        dw_last = partial(dw, stride=stride, groups=out_chs, apply_act=False, aa_layer=aa_layer)
-        self.dw_end = dw_last(out_chs, out_chs) if dw_end else nn.Identity()
+        self.dw_end = nn.Identity()
+        if dw_end:
+            self.dw_end = dw(out_chs, out_chs, stride=stride, groups=out_chs, apply_act=False, aa_layer=aa_layer)
         act: Any = act_layer
         self.se = SqueezeExcite(out_chs, rd_channels=se_chs, act_layer=act, **dd) if se_chs else nn.Identity()
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate and self.identity_chs else nn.Identity()
@@ -152,8 +152,7 @@ class SandGlass(nn.Module):
     def zero_init_last(self) -> None:
         """Start as the shortcut: zero the weight of the last norm on the channels that have one."""
         last: Any = self.pw_expand if isinstance(self.dw_end, nn.Identity) else self.dw_end
-        if getattr(last.bn, 'weight', None) is not None:
-            nn.init.zeros_(last.bn.weight[:self.identity_chs])
+        nn.init.zeros_(last.bn.weight[:self.identity_chs])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chs, H, W) to (B, out_chs, ceil(H / stride), ceil(W / stride))."""
@@ -190,7 +189,8 @@ class MobileNeXt(nn.Module):
             max_expand_ratio: int = 6, pw_groups: int = 1, ghost: bool = False, se_ratio: float = 0.,
             pad_type: PadType = '', act_layer: LayerType = 'relu6', norm_layer: LayerType = 'batchnorm2d',
             aa_layer: LayerType | None = None, drop_rate: float = 0., drop_path_rate: float = 0.,
-            recompute_act: bool = False, zero_init_last: bool = True, weight_init: str = 'fan_out',
+            recompute_act: bool = False,
+            zero_init_last: bool = True, weight_init: str = 'fan_out',
             device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         """
@@ -216,7 +216,6 @@ class MobileNeXt(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         assert output_stride in (8, 16, 32)
-        assert weight_init in ('fan_out', 'torch')
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -228,23 +227,15 @@ class MobileNeXt(nn.Module):
         layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act_layer, **dd)
         self.stem = _layers.ConvNorm(in_chans, in_chs, kernel_size=3, stride=2, padding=pad_type, **layers)
 
-        block_args: dict[str, Any] = dict(
-            identity_ratio=identity_ratio, max_expand_ratio=max_expand_ratio, pad_type=pad_type, aa_layer=aa_layer,
-            recompute_act=recompute_act, **layers)
         if not depth_mult > 0:
             raise ValueError(f'depth_mult={depth_mult} leaves no blocks. Expected a positive number.')
         depths = [math.ceil(n * depth_mult) for _, _, n, _, _ in stages]  # utils_i2rnet.py, round_repeats
-        feature_info: list[dict[str, Any]] = []
         rows: list[nn.Module] = []
+        taps: list[tuple[int, int, int]] = []  # number of rows before the tap, channels, reduction
         reduction, dilation, block_idx = 2, 1, 0
-
-        def add_tap() -> None:  # the output of the last row so far, or of the stem
-            module = f'blocks.{len(rows) - 1}' if rows else 'stem'
-            feature_info.append(dict(num_chs=in_chs, reduction=reduction, module=module, stage=len(rows)))
-
         for (ratio, chs, repeats, row_stride, kernel_size), depth in zip(stages, depths, strict=True):
             if row_stride > 1:
-                add_tap()
+                taps.append((len(rows), in_chs, reduction))
             out_chs = _round_chs(chs, width_mult if len(rows) < len(stages) - 1 else max(width_mult, 1))
             blocks = []
             for repeat in range(depth):
@@ -256,37 +247,39 @@ class MobileNeXt(nn.Module):
                 dilate = stride if reduction * stride > output_stride else 1
                 blocks.append(SandGlass(
                     in_chs, out_chs, stride=stride // dilate, dilation=dilation, reduction_ratio=ratio,
-                    noskip=not has_shortcut, dw_kernel_size=kernel_size, dw_start=dw_start, dw_end=dw_end,
-                    pw_groups=pw_groups if dw_start else 1, ghost=ghost and dw_start, se_chs=se_chs,
-                    drop_path_rate=drop_path_rate * block_idx / sum(depths), **block_args))
+                    identity_ratio=identity_ratio, noskip=not has_shortcut, dw_kernel_size=kernel_size,
+                    dw_start=dw_start, dw_end=dw_end, max_expand_ratio=max_expand_ratio,
+                    pw_groups=pw_groups if dw_start else 1, ghost=ghost and dw_start, se_chs=se_chs, pad_type=pad_type,
+                    aa_layer=aa_layer, drop_path_rate=drop_path_rate * block_idx / sum(depths),
+                    recompute_act=recompute_act, **layers))
                 dilation *= dilate
                 reduction *= stride // dilate
                 in_chs = out_chs
                 block_idx += 1
             rows.append(nn.Sequential(*blocks))
-        add_tap()
+        taps.append((len(rows), in_chs, reduction))
         self.blocks = nn.Sequential(*rows)
-        self.feature_info = feature_info
-        self.stage_ends = [info['stage'] for info in feature_info]
+        self.feature_info = [
+            dict(num_chs=tap_chs, reduction=tap_reduction, module=f'blocks.{end - 1}' if end else 'stem', stage=end)
+            for end, tap_chs, tap_reduction in taps]
+        self.stage_ends = [end for end, _, _ in taps]
 
         self.num_features = in_chs
         self.global_pool, self.classifier = create_classifier(in_chs, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        if not self.stem.conv.weight.is_meta:  # no values there, and half of the time
+        if not self.stem.conv.weight.is_meta:
             self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True) -> None:
-        """Initialize the weights, after `to_empty()` with `needs_reset` as nothing has a value then."""
+        """Initialize the weights; with `needs_reset` all values, for a model from the meta device."""
         m: Any
         for m in self.modules():
             if needs_reset and hasattr(m, 'reset_parameters'):
                 m.reset_parameters()
             if self.weight_init == 'fan_out' and isinstance(m, nn.Conv2d):  # mnext.py:203-216
-                # fan-out of the whole layer: the authors do not divide it by the groups of a depthwise conv
+                # the fan-out of a depthwise conv is not divided by its groups
                 nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
-                if m.bias is not None:
-                    nn.init.zeros_(m.bias)
             elif self.weight_init == 'fan_out' and isinstance(m, nn.Linear):
                 nn.init.normal_(m.weight, 0, 0.01)
                 nn.init.zeros_(m.bias)
@@ -329,7 +322,7 @@ class MobileNeXt(nn.Module):
         Args:
             x: Images, (B, in_chans, H, W).
             indices: Take the last n taps if int, all if None, the given ones if a list.
-            norm, output_fmt: Of timm's signature; there is no norm after the last block, and only 'NCHW'.
+            norm, output_fmt: As timm passes them; there is no norm after the last block, and only 'NCHW'.
             stop_early, intermediates_only: Stop at the last tap in `indices`, return only the intermediate features.
             extra_blocks: Let `indices` count the stem and every row of the table, not the taps of `feature_info`.
         """
@@ -364,7 +357,7 @@ class MobileNeXt(nn.Module):
     ) -> list[int]:
         """Remove the layers behind the last tap in `indices`, and return the taps as non-negative numbers.
 
-        The head goes too, unless all blocks stay and `prune_head` is False. See `forward_intermediates`.
+        The head is removed too, unless all blocks stay and `prune_head` is False. See `forward_intermediates`.
         """
         ends = list(range(len(self.blocks) + 1)) if extra_blocks else self.stage_ends
         take_indices, max_index = feature_take_indices(len(ends), indices)
@@ -427,11 +420,11 @@ def _pretrained_cfg(name: str, revision: str) -> dict[str, Any]:
     return _cfg(source.url, license=source.license, hf_hub_id=hub_id, hf_hub_filename='model.safetensors')
 
 
-# Weights -> commit of their repository on the Hub, which tools/release.py writes. Without one the Hub is not asked:
-# whoever registers the name would choose the weights. Other architectures get the tag `untrained`, see _entrypoint.
+# Weights -> commit of their repository on the Hub, which tools/release.py writes. Without one the Hub is not
+# used: anyone may have registered the name. Other architectures get the tag `untrained`, see _entrypoint.
 _WEIGHTS = {
     'mobilenext_100.in1k': '',
-    'mobilenext_100.paddle_in1k': '',  # trained in PaddlePaddle, with the images prepared as for the authors' weights
+    'mobilenext_100.paddle_in1k': '',  # of PaddleClas, with the images prepared as for the authors' weights
     'mobilenext_100_id050.in1k': '',
     'mobilenext_s.in1k': '',
     'mobilenext_l.in1k': '',
@@ -444,9 +437,9 @@ def _create_mobilenext(variant: str, pretrained: bool = False, **kwargs: Any) ->
     bn_args = resolve_bn_args(kwargs)  # train.py's --bn-eps and --bn-momentum
     if bn_args:
         kwargs['norm_layer'] = partial(get_norm_layer(kwargs.get('norm_layer', 'batchnorm2d')), **bn_args)
-    feature_cfg = dict(out_indices=kwargs.pop('out_indices', (0, 1, 2, 3, 4)), flatten_sequential=True)
     return _builder.build_model_with_cfg(
-        MobileNeXt, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **kwargs)
+        MobileNeXt, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(flatten_sequential=True), **kwargs)
 
 
 def _entrypoint(variant: str, **model_args: Any) -> Callable[..., MobileNeXt]:
@@ -461,8 +454,8 @@ def _entrypoint(variant: str, **model_args: Any) -> Callable[..., MobileNeXt]:
     return register_model(create)
 
 
-# model.py: SiLU, squeeze-excite in every block, TensorFlow's padding and eps. Its batch norm momentum of 0.01 is in the
-# recipes only, as for timm's EfficientNets: in a short training the running statistics would never catch up.
+# model.py: SiLU, squeeze-excite in every block, TensorFlow's padding and eps. Only the recipes have its batch norm
+# momentum of 0.01: in a short training the running statistics would never catch up.
 _SE_ARGS: dict[str, Any] = dict(
     stages=_STAGES_SE, keep_3x3=False, max_expand_ratio=0, se_ratio=0.25, pad_type='same', act_layer='silu',
     norm_layer=partial(nn.BatchNorm2d, eps=1e-3), weight_init='torch')

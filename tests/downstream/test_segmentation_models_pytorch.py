@@ -36,14 +36,6 @@ def test_arguments(kwargs):
     assert model.encoder.model.feature_info.reduction() == [2, 4, 8, 16, 32][:kwargs.get('encoder_depth', 5)]
 
 
-def test_dilated():
-    """`smp.DeepLabV3('tu-mobilenext_035', encoder_output_stride=8)` gets features of an eighth of the size."""
-    model = smp.DeepLabV3(f'tu-{SMALL}', encoder_weights=None, encoder_output_stride=8).eval()
-    with torch.no_grad():
-        features = model.encoder(torch.randn(1, 3, 64, 64))
-    assert features[-1].shape[-2:] == (8, 8)
-
-
 def test_preprocessing():
     """`smp.encoders.get_preprocessing_params('tu-mobilenext_100')` has the mean of the weights."""
     parameters = smp.encoders.get_preprocessing_params('tu-mobilenext_100')

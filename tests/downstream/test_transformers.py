@@ -41,19 +41,6 @@ def test_other_classes(folder, images):
     assert torch.equal(features(images).last_hidden_state, old.forward_features(images))
 
 
-def test_gradient_checkpointing(folder, images):
-    """`gradient_checkpointing_enable()` leaves loss and gradients as they are."""
-    gradients = []
-    for checkpointing in (False, True):
-        model = transformers.AutoModelForImageClassification.from_pretrained(folder).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        model(images, labels=torch.tensor([0, 2])).loss.backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for first, second in zip(*gradients, strict=True):
-        torch.testing.assert_close(first, second)
-
-
 def test_pipelines(folder, tmp_path):
     """`pipeline('image-classification', model=folder)` names classes, and `'image-feature-extraction'` pools."""
     Image.new('RGB', (80, 64), 'teal').save(tmp_path / 'image.png')
@@ -81,20 +68,6 @@ model._backbone.load_state_dict(timms.state_dict())
 for got, want in zip(model.eval()(images).feature_maps, timms.eval()(images), strict=True):
     assert torch.equal(got, want) and want.std() > 0.01
 """)
-
-
-def test_backbone_trains(images, train_step, tmp_path):
-    """`TimmBackbone(TimmBackboneConfig(backbone='mobilenext_035'))` trains, and reloads with equal answers."""
-    config = transformers.TimmBackboneConfig(backbone=SMALL, out_indices=[1, 2, 3, 4])
-    model = transformers.TimmBackbone(config)
-    train_step(model, lambda: model(images).feature_maps[-1].square().mean())
-    expected = model(images).feature_maps
-    assert [features.shape[-1] for features in expected] == [16, 8, 4, 2]
-    torch.save(model.state_dict(), tmp_path / 'backbone.pth')
-    again = transformers.TimmBackbone(config).eval()
-    again.load_state_dict(torch.load(tmp_path / 'backbone.pth', weights_only=True))
-    for got, want in zip(again(images).feature_maps, expected, strict=True):
-        assert torch.equal(got, want)
 
 
 def test_detr(images, train_step, tmp_path):

@@ -118,12 +118,12 @@ def top1(output: Path) -> float:
 
 
 def weights(printed: str) -> list[str]:
-    """Return what the ranks say of their weights in the end."""
+    """Return what the ranks print of their weights at the end."""
     return sorted(re.findall(r'^rank .*', printed, re.MULTILINE))
 
 
 def assert_same_files(output: Path, expected: Path) -> None:
-    """Two trainings have left the same: the text of the summary, and weights, average and optimizer of checkpoints."""
+    """Check that two trainings wrote the same summary, and the same weights, average and optimizer in checkpoints."""
     assert {path.name for path in output.iterdir()} == {path.name for path in expected.iterdir()}
     assert (output / 'summary.csv').read_text() == (expected / 'summary.csv').read_text()
     for path in expected.glob('*.pth.tar'):

@@ -2,13 +2,11 @@
 import os
 import subprocess
 import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
 import timm_mobilenext
-from timm_mobilenext.launch import hook
 
 # imports the package, and shows every warning and every line of a log
 IMPORT = """
@@ -31,7 +29,7 @@ def run_python(code: str) -> str:
 
 
 def test_import_after_timm():
-    """The import is silent, loads what the models need and no tool, nothing that timm does not load, and registers."""
+    """The import is silent, registers the models, and loads only what they need, nothing that timm does not load."""
     loaded = run_python(f"""
 import sys, timm
 {IMPORT}
@@ -50,7 +48,7 @@ import importlib.machinery, sys, typing
 {IMPORT}
 assert new == {{'timm_mobilenext', 'timm_mobilenext.launch', 'timm_mobilenext.launch.hook'}}, new
 assert not hasattr(timm_mobilenext, 'mobilenet') and 'timm' not in sys.modules
-logging.disable()  # packages that PyTorch imports where they are installed, as pydot, write to the log
+logging.disable()  # packages that PyTorch imports if they are installed, e.g. pydot, write to the log
 from timm_mobilenext import mobilenext_035
 import timm
 assert timm.model_entrypoint('mobilenext_035') is mobilenext_035
@@ -78,17 +76,3 @@ for module in {modules}:
         os._exit(0)
     os.wait()""")
     assert printed.splitlines() == [f'{module} 11' for module in modules]
-
-
-def test_what_is_found_behind(monkeypatch):
-    """The hook returns what the finders behind it find, and nothing where they find nothing."""
-    class Finder:
-        @staticmethod
-        def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec:
-            return ModuleSpec(name, None)  # as for a package that is only a folder
-
-    first = hook.Hook()
-    monkeypatch.setattr(sys, 'meta_path', [first])
-    assert first.find_spec(hook.TARGET) is None
-    monkeypatch.setattr(sys, 'meta_path', [first, Finder])
-    assert first.find_spec(hook.TARGET).name == hook.TARGET

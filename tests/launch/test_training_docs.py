@@ -1,11 +1,9 @@
 """docs/training.md: its commands run, in order, in one folder; those for a GPU or the network say so."""
-import csv
 import importlib.util
 import itertools
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import tarfile
@@ -13,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import timm
-import torch
 from pages import DOCS, commands
 
 from timm_mobilenext.launch import recipe
@@ -56,7 +53,7 @@ def folder(digits, tmp_path_factory) -> Path:
 
 
 def test_marks():
-    """What a command needs that no test has is the network or GPUs, and no page names another mark."""
+    """The marks of commands that no test runs are the network and GPUs."""
     assert set(re.findall(r'# needs (.*)', TEXT)) == {'the network', 'GPUs'}
     assert len(COMMANDS) > 8
 
@@ -81,32 +78,3 @@ def test_command(command, folder, tmp_path, request):
         [*programs[program], *args, *short.split()], cwd=tmp_path if script == 'recipe' else folder,
         capture_output=True, text=True, timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **variables})
     assert result.returncode == 0, result.stderr
-
-
-def test_stopped_training_is_resumed_and_validated(digits, timm_scripts, tmp_path):
-    """Resumed, train.py continues with optimizer and epoch; validate.py then prints the number of its log exactly."""
-    options = f'--data-dir {digits} --num-classes 10 --img-size 64 {SHORT["train.py"]} --device cpu'.split()
-
-    def launch(script: str, *args: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, '-u', '-m', 'timm_mobilenext', str(timm_scripts / script), *args], cwd=tmp_path,
-            capture_output=True, text=True, check=True, timeout=600)
-
-    train = [*options, '--config', str(recipe.RECIPES['finetune']), '--output', 'runs', '--experiment', 'a']
-    with subprocess.Popen(
-            [sys.executable, '-u', '-m', 'timm_mobilenext', str(timm_scripts / 'train.py'), *train, '--epochs', '3'],
-            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        next(line for line in process.stdout if line.startswith('Train: 1 '))
-        process.send_signal(signal.SIGINT)
-        process.communicate()
-    launch('train.py', *train, '--epochs', '3', '--resume', 'runs/a/last.pth.tar')
-
-    rows = [row for row in csv.reader((tmp_path / 'runs/a/summary.csv').open()) if row[0] != 'epoch']
-    assert [row[0] for row in rows] == ['0', '1', '2']
-    checkpoint = torch.load(tmp_path / 'runs/a/last.pth.tar', weights_only=False)
-    assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {3 * (1437 // 128)}
-
-    launch('validate.py', *f'--data-dir {digits} --num-classes 10 --img-size 64 {SHORT["validate.py"]} --device cpu '
-           '-b 128 --checkpoint runs/a/last.pth.tar --use-ema --results-file val.csv'.split())
-    result, = csv.DictReader((tmp_path / 'val.csv').open())
-    assert float(result['top1']) == round(float(rows[-1][3]), 4)  # as validate.py prints it

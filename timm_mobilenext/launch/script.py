@@ -12,8 +12,8 @@ LAUNCHER = {__file__, str(Path(__file__).parents[1] / '__main__.py'), runpy.run_
 
 
 def fail(message: str) -> NoReturn:
-    """End the launcher with one line that says what was wrong, and the exit code of wrong usage."""
-    print(f'timm_mobilenext: {message}', file=sys.stderr)
+    """End the launcher with one line that says what is wrong, and the exit code of wrong usage."""
+    print(f'error: {message}', file=sys.stderr)
     sys.exit(2)
 
 
@@ -38,10 +38,7 @@ def run_script(path: str, args: list[str]) -> None:
     # like Python, keep a ./ or ../ in the name (except on Windows)
     name = os.path.abspath(path) if os.name == 'nt' else os.path.join(os.getcwd(), path)
     loader = SourceFileLoader('__main__', name)
-    try:
-        source = loader.get_data(name)
-    except OSError as error:
-        fail(f'{name} cannot be read: {error.strerror}.')
+    source = loader.get_data(name)
     if not getattr(sys.flags, 'safe_path', sys.flags.isolated):  # safe_path: since Python 3.11
         sys.path[0] = os.path.dirname(os.path.realpath(path))
     sys.argv = [path, *args]
