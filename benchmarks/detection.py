@@ -60,7 +60,7 @@ def mobilenetv2_040_zero_init_last(pretrained: bool = False, **kwargs: Any) -> t
 
 @timm.models.register_model
 def mobilenetv2_050_zero_init_last(pretrained: bool = False, **kwargs: Any) -> timm.models.EfficientNet:
-    """timm's network with MobileNeXt's start."""
+    """Create timm's network with MobileNeXt's start."""
     return start_at_zero(timm.models.mobilenetv2_050(pretrained, **kwargs))
 
 
