@@ -191,7 +191,7 @@ def test_verify(server, client, photograph, release):
     assert re.fullmatch(said, lines[-1])
     photograph.write_bytes(photograph.read_bytes() + b'x')
     assert release('verify')[0] == 1
-    assert f'{photograph.name} is not {server.url}' in client.stderr
+    assert f' is not {server.url}/files/photograph.png: its git blob id ' in client.stderr
 
 
 @pytest.mark.parametrize(('changed', 'said'), [
