@@ -72,13 +72,9 @@ def save_checkpoint(path: Path, name: str, ema: bool) -> None:
         ema: Put the weights into the exponential moving average, and zeros in their place.
     """
     weights = state_dict(case(name).split('/')[0])
-    names = ('square_avg', 'momentum_buffer') if ema else ('momentum_buffer',)
-    parameters = [v for k, v in weights.items() if k.endswith(('weight', 'bias'))]
     checkpoint = dict(
         epoch=207, arch='i2rnetv3', state_dict=OrderedDict(weights),
-        optimizer=dict(
-            state={i: {n: torch.zeros_like(p) for n in names} for i, p in enumerate(parameters)},
-            param_groups=[dict(lr=0.1, momentum=0.9, params=list(range(len(parameters))))]),
+        optimizer=dict(state={0: dict(momentum_buffer=torch.zeros(9))}, param_groups=[dict(lr=0.1, params=[0])]),
         args=argparse.Namespace(model='i2rnetv3', batch_size=64, mean=None), version=2, metric=74.022)
     if ema:
         checkpoint |= dict(

@@ -6,13 +6,11 @@ import stat
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import HTTPError
 from networks import SMALL
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
 import timm_mobilenext
-from timm_mobilenext.cli import clear_errors
 from timm_mobilenext.weights.authors import SOURCES
 from timm_mobilenext.weights.convert import convert, load, main
 
@@ -122,10 +120,9 @@ def test_licence(model, args, is_known, tmp_path):
     assert load(path, license='mit').provenance['license'] == 'mit'
 
 
-def test_licence_of_a_converted_file(tmp_path, known_files):
+def test_licence_of_a_converted_file(converted):
     """What was converted from an authors' file keeps licence and origin, as a folder and as a file."""
-    first = convert(known_files['mobilenext_100'], tmp_path / 'first')
-    for source in (first, first / 'model.safetensors'):
+    for source in (converted, converted / 'model.safetensors'):
         said = load(source).provenance
         assert (said['architecture'], said['license']) == ('mobilenext_100', 'bsd-3-clause-clear')
         assert said['derived_from'] == SOURCES['mobilenext_100'].url
@@ -185,11 +182,3 @@ def test_command_lines_that_fail(args, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.endswith('usage: python -m timm_mobilenext convert SOURCE --output DIR [OPTIONS]\n')
-
-
-@pytest.mark.parametrize(('error', 'said'), [(HTTPError('it'), 'it'), (KeyboardInterrupt(), 'interrupted')])
-def test_one_line(error, said):
-    """Whatever a library calls a failure, a command ends in one line without a traceback."""
-    with pytest.raises(SystemExit) as end, clear_errors():
-        raise error
-    assert end.value.code == f'error: {said}'

@@ -1,5 +1,4 @@
 """Files: where they are looked for, downloads that fail in each way, and reading without running code."""
-import argparse
 import json
 import os
 import pickle
@@ -218,14 +217,3 @@ def test_read_damaged(name, content, tmp_path):
     end = r'or not a checkpoint\. Give a safetensors file, or a PyTorch checkpoint of tensors and plain values\.$'
     with pytest.raises(RuntimeError, match=rf'{name} was not loaded \(\w+\)\. It is damaged, {end}'):
         read(path)
-
-
-def test_read_training_checkpoint(tmp_path):
-    """Of a training checkpoint the EMA weights are taken, or the raw ones; the container before torch 1.6 is read."""
-    path = tmp_path / 'model_best.pth.tar'
-    weights = {'conv.weight': torch.ones(2)}
-    torch.save(
-        dict(epoch=497, state_dict={'module.conv.weight': torch.zeros(2)}, state_dict_ema=weights, optimizer={},
-             args=argparse.Namespace(model='efficienti2rnet_b0')), path, _use_new_zipfile_serialization=False)
-    assert torch.equal(read(path)['conv.weight'], weights['conv.weight'])
-    assert read(path, use_ema=False)['conv.weight'].tolist() == [0, 0]

@@ -92,7 +92,7 @@ def load(
         origin['source'] = Path(place).resolve().name  # without the folders above it, since the files are passed on
         file = Path(place, WEIGHTS_NAME)
         if file.is_file():
-            origin |= {'git_blob_id': git_blob_id(file), **_origin(_said_beside(file))}
+            origin |= {'git_blob_id': git_blob_id(file), **_origin(_metadata(file))}
     return Converted(network, model_kwargs, _provenance(
         network.pretrained_cfg['architecture'], **origin | ({'license': license} if license else {})))
 
@@ -110,26 +110,26 @@ def _load_checkpoint(
     if path.suffix == '.pdparams' and model in REPRODUCTIONS:  # of which there is no digest
         known, source = model, REPRODUCTIONS[model]
     weights = read(path, use_ema=source is None or source.ema)
-    said = {} if source else _said_beside(path)
-    args = said.get('args', {})
-    architecture = _architecture(path, known or said.get('architecture') or args.get('model'), model)
+    saved = {} if source else _metadata(path)
+    args = saved.get('args', {})
+    architecture = _architecture(path, known or saved.get('architecture') or args.get('model'), model)
     renamed = {'global_pool': 'gp', 'bn_eps': 'bn_eps', 'bn_momentum': 'bn_momentum'}
-    said_kwargs = {key: args[arg] for key, arg in renamed.items() if args.get(arg) is not None}
-    model_kwargs = {**(args.get('model_kwargs') or {}), **said_kwargs, **model_kwargs}
+    saved_kwargs = {key: args[arg] for key, arg in renamed.items() if args.get(arg) is not None}
+    model_kwargs = {**(args.get('model_kwargs') or {}), **saved_kwargs, **model_kwargs}
     network = _build(known or architecture, weights, args, model_kwargs)
     if source:
         provenance = _provenance(architecture, source=source.url, git_blob_id=blob, license=source.license)
         return Converted(network, model_kwargs, provenance, source, source.top1)
-    origin = _origin(said) | ({'license': license} if license else {})
+    origin = _origin(saved) | ({'license': license} if license else {})
     images = resolve_data_config({**args, 'in_chans': model_kwargs['in_chans']}, model=network)
     network.pretrained_cfg.update(images, license=origin.get('license'))
     network.pretrained_cfg.pop('tag', None)
-    is_top1 = isinstance(said.get('metric'), float) and args.get('eval_metric', 'top1') == 'top1'
+    is_top1 = isinstance(saved.get('metric'), float) and args.get('eval_metric', 'top1') == 'top1'
     provenance = _provenance(architecture, source=path.name, git_blob_id=blob, **origin)
-    return Converted(network, model_kwargs, provenance, top1=said['metric'] if is_top1 else None)
+    return Converted(network, model_kwargs, provenance, top1=saved['metric'] if is_top1 else None)
 
 
-def _said_beside(path: Path) -> dict[str, Any]:
+def _metadata(path: Path) -> dict[str, Any]:
     """Return what a checkpoint has beside its weights: the header of a safetensors file, or what train.py saved."""
     if path.suffix == '.pdparams':
         return {}
@@ -137,8 +137,8 @@ def _said_beside(path: Path) -> dict[str, Any]:
         with safe_open(path, 'pt') as file:
             return file.metadata() or {}
     with torch.serialization.safe_globals([argparse.Namespace]):
-        said = torch.load(path, map_location='cpu', weights_only=True)
-    return {**said, 'args': vars(said['args']) if isinstance(said.get('args'), argparse.Namespace) else {}}
+        saved = torch.load(path, map_location='cpu', weights_only=True)
+    return {**saved, 'args': vars(saved['args']) if isinstance(saved.get('args'), argparse.Namespace) else {}}
 
 
 def _architecture(path: Path, trained: str | None, model: str | None) -> str:
@@ -172,20 +172,20 @@ def _build(architecture: str, weights: dict[str, Any], args: dict[str, Any], mod
     return network
 
 
-def _origin(said: dict[str, Any]) -> dict[str, str]:
+def _origin(saved: dict[str, Any]) -> dict[str, str]:
     """Return the licence of a checkpoint's weights and the known file that they were fine-tuned from.
 
     A converted file names both. A checkpoint of train.py started from a known file if it was trained with --pretrained,
     under a registered name and without another file.
     """
-    args = said.get('args', {})
+    args = saved.get('args', {})
     name = str(args.get('model') or '').removeprefix('hf-hub:').removeprefix(f'{HUB_OWNER}/').partition('@')[0]
     started_from = find_source(name)
     licenses = {its.url: its.license for its in (*SOURCES.values(), *REPRODUCTIONS.values())}
-    derived_from = next((said[key] for key in ('derived_from', 'source') if said.get(key) in licenses), '')
+    derived_from = next((saved[key] for key in ('derived_from', 'source') if saved.get(key) in licenses), '')
     if args.get('pretrained') and started_from and not (args.get('pretrained_path') or args.get('initial_checkpoint')):
         derived_from = started_from.url
-    license = said.get('license') or licenses.get(derived_from)
+    license = saved.get('license') or licenses.get(derived_from)
     return {key: text for key, text in (('derived_from', derived_from), ('license', license)) if text}
 
 
@@ -211,11 +211,9 @@ def save(converted: Converted, folder: Path, label_names: list[str] | None = Non
         if len(label_names) != model.num_classes:
             raise ValueError(f'{len(label_names)} label names for {model.num_classes} classes: give one name for each.')
         model.pretrained_cfg['label_names'] = label_names
-    labels = model.pretrained_cfg.get('label_names')
     weights, config_file = folder / WEIGHTS_NAME, folder / 'config.json'
-    save_config_for_hf(
-        model, str(config_file), model_config={'label_names': labels} if labels else None,
-        model_args=converted.model_args)
+    labels = {'label_names': model.pretrained_cfg.get('label_names')}
+    save_config_for_hf(model, str(config_file), model_config=labels, model_args=converted.model_args)
     config = json.loads(config_file.read_text())
     # timm repeats here what the config has elsewhere; transformers passes it on and fails: num_classes is given twice
     defaults = dict(num_classes=model.num_classes, in_chans=3, global_pool='avg')

@@ -107,7 +107,7 @@ def _hub_problem(repo_id: str, revision: str | None) -> str:
         url = huggingface_hub.hf_hub_url(repo_id, WEIGHTS_NAME, revision=revision)
         try:
             metadata = huggingface_hub.get_hf_file_metadata(url, timeout=CONNECT_SECONDS / 2)
-            found[0] = '' if metadata.commit_hash == revision else 'no answer of a Hub'
+            found[0] = '' if metadata.commit_hash == revision else 'not the answer of a Hub'
         except Exception as error:  # of the client, of the HTTP library under it, of the system
             found[0] = type(error).__name__
 

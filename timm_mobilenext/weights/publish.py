@@ -102,14 +102,11 @@ def _front_matter(converted: Converted, repo_id: str, dataset: str | None) -> Mo
 
 
 def _install(repo_id: str) -> str:
-    """Return how a reader installs this package: as this copy was installed, if that works for others.
-
-    The repositories of `HUB_OWNER` are published with a release, which is on PyPI.
-    """
-    said = distribution('timm-mobilenext').read_text('direct_url.json')  # None if it came from an index
-    if said is None or repo_id.startswith(f'{HUB_OWNER}/'):
+    """Return how a reader installs this package: as this copy was installed, if that works for others."""
+    direct_url = distribution('timm-mobilenext').read_text('direct_url.json')  # None if it came from an index
+    if direct_url is None or repo_id.startswith(f'{HUB_OWNER}/'):  # which a release publishes, with the package
         return '```sh\npip install timm-mobilenext\n```'
-    origin = json.loads(said)
+    origin = json.loads(direct_url)
     if 'vcs_info' in origin:
         return f"```sh\npip install 'git+{origin['url']}@{origin['vcs_info']['commit_id']}'\n```"
     return (
