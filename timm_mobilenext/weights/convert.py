@@ -212,8 +212,9 @@ def save(converted: Converted, folder: Path, label_names: list[str] | None = Non
             raise ValueError(f'{len(label_names)} label names for {model.num_classes} classes: give one name for each.')
         model.pretrained_cfg['label_names'] = label_names
     weights, config_file = folder / WEIGHTS_NAME, folder / 'config.json'
-    labels = {'label_names': model.pretrained_cfg.get('label_names')}
-    save_config_for_hf(model, str(config_file), model_config=labels, model_args=converted.model_args)
+    save_config_for_hf(
+        model, config_file,  # type: ignore[arg-type] # timm says str, and its oldest takes only a Path
+        model_config={'label_names': model.pretrained_cfg.get('label_names')}, model_args=converted.model_args)
     config = json.loads(config_file.read_text())
     # timm repeats here what the config has elsewhere; transformers passes it on and fails: num_classes is given twice
     defaults = dict(num_classes=model.num_classes, in_chans=3, global_pool='avg')
