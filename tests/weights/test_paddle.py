@@ -68,10 +68,8 @@ def test_what_is_not_read(tmp_path):
 @pytest.mark.slow
 def test_pretrained(server, client):
     """The tag takes PaddleClas's file while the Hub has none, says that no digest is known, and caches it."""
-    create = f"model = timm.create_model('{NAME}', pretrained=True)"
-    client.run(f"""
-{create}
-assert official.golden_error(model.eval().double()(official.images().double()), 'paddleclas/float64') < 1e-6""")
+    create = f"timm.create_model('{NAME}', pretrained=True)"
+    client.run(create)
     url = f'{server.url}/files/{NAME}/MobileNeXt_x1_0_pretrained.pdparams'
     assert client.stderr.startswith(f"Taking PaddleClas's file {url}, of which no digest is known.\n")
     file, = client.torch_cache.iterdir()
