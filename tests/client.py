@@ -1,7 +1,7 @@
-"""Run a test's code in a process of its own, as a user would have written it, on a Hub and caches of its own.
+"""Run a user's code in a process of its own, with a Hub and caches of its own.
 
-The addresses and git blob ids of the authors' files come from the environment, since the real files are unavailable. So
-do the pins, which a release has: AUTHORS_FILES and PINS, JSON by architecture.
+The environment has the addresses and git blob ids of the authors' files, since the real files are unavailable, and the
+pins of a release: AUTHORS_FILES and PINS, JSON by architecture.
 """
 import dataclasses
 import gc
@@ -27,7 +27,7 @@ for name in {names}:
 
 
 def weights_in(folder: Path) -> list[str]:
-    """Return the names of the files in a cache that hold anything, without notes and locks of the Hub's client."""
+    """Return the names of the files with weights in a cache, without notes and locks of the Hub's client."""
     return sorted(f.name for f in folder.rglob('*') if f.is_file() and f.stat().st_size > 1000)
 
 
@@ -39,9 +39,9 @@ def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
     for stream, name in ((sys.stdout, '.stdout'), (sys.stderr, '.stderr')):
         os.dup2(os.open(f'{output}{name}', os.O_WRONLY | os.O_CREAT), stream.fileno())
     warnings.simplefilter('ignore')
-    gc.disable()  # it looks at all that PyTorch has made again and again, for half of the time of the imports below
+    gc.disable()  # it takes half of the time of the imports below
 
-    # Here, since the Hub's client reads the environment when it is imported
+    # here, since the Hub's client reads the environment when it is imported
     import huggingface_hub.utils._http
     import official
     import timm
@@ -49,7 +49,7 @@ def main(code: str, env: dict[str, str], folder: Path, output: Path) -> None:
 
     import timm_mobilenext
     from timm_mobilenext.weights import authors
-    huggingface_hub.utils._http.time.sleep = lambda seconds: None  # 23 seconds in each retry
+    huggingface_hub.utils._http.time.sleep = lambda seconds: None  # retries wait for 23 seconds
     for name, (url, blob) in json.loads(env['AUTHORS_FILES']).items():
         table, tagged = (authors.REPRODUCTIONS, name) if '.' in name else (authors.SOURCES, f'{name}.in1k')
         table[name] = dataclasses.replace(table[name], url=url, blob=blob)

@@ -1,8 +1,7 @@
 """A Hugging Face Hub and a plain file server on loopback, which fail as they are told to.
 
-`ROOT/hub/OWNER/NAME/` are model repositories, `ROOT/files/` what a web server gives out. A request that the client
-libraries do not need is answered with 404. The Hub has one revision of a repository, named by its content, and knows
-every file as small enough for a commit, so that no upload goes to a separate storage.
+`ROOT/hub/OWNER/NAME/` are model repositories, `ROOT/files/` are plain files. Requests that the client libraries do not
+need are answered with 404. A repository has one revision, named by its content. Every upload is part of a commit.
 """
 import base64
 import hashlib
@@ -21,11 +20,10 @@ class Loopback(ThreadingHTTPServer):
         url: Its address.
         hub: Folder of the Hub's repositories.
         files: Folder of the plain files, under the address `/files/`.
-        branches: Other names of the one revision that a repository has.
-        faults: What is wrong with the 'hub' and the 'files': 'private', 'foreign' (not a Hub), 'down', 'cut' (bodies of
-            weights end in the middle), 'cut once', 'slow' (they stop there and the rest never comes), 'late' (the first
-            answer takes a second).
+        faults: What is wrong with the 'hub' or the 'files': 'private', 'foreign' (not a Hub), 'down', 'cut' (bodies of
+            weights end in the middle), 'cut once', 'slow' (they stop there), 'late' (the first answer takes a second).
         log: Method and path of every request.
+        half_sent: Set when a 'slow' body stops.
     """
 
     daemon_threads = True
@@ -36,7 +34,6 @@ class Loopback(ThreadingHTTPServer):
         self.hub, self.files = root / 'hub', root / 'files'
         self.hub.mkdir()
         self.files.mkdir()
-        self.branches = {'main'}
         self.faults: dict[str, str] = {}
         self.log: list[str] = []
         self.half_sent = threading.Event()
@@ -57,7 +54,7 @@ class Loopback(ThreadingHTTPServer):
         return digest.hexdigest()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that went away, which tests make them do."""
+        """Ignore clients that went away, as in tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -100,26 +97,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.faults['hub'] = ''
         path = unquote(urlsplit(self.path).path).strip('/')
         self.server.log.append(f'{self.command} /{path}')
-        side, _, name = path.partition('/')
-        if side == 'files':
-            file = self.server.files / name
+        if path.startswith('files/'):
+            file = self.server.files / path.removeprefix('files/')
             if self.server.faults.get('files') == 'down':
                 self.answer(503)
             else:
                 self.answer(200, file.read_bytes()) if file.is_file() else self.answer(404)
-        elif side == 'api':
-            parts = name.split('/')
-            if parts[0] == 'models' and len(parts) == 2:  # a name without an owner
-                self.refuse(404, 'RepoNotFound', 'Repository not found')
-            elif parts[0] == 'models' and not self.has_fault('/'.join(parts[1:3])):
-                self.answer(200, self.info('/'.join(parts[1:3])))
-            elif parts[0] != 'models':
-                self.answer(404)
+        elif path.startswith('api/models/'):
+            repo_id = '/'.join(path.split('/')[2:4])
+            if not self.has_fault(repo_id):
+                self.answer(200, self.info(repo_id))
         elif '/resolve/' in path:
             repo_id, _, rest = path.partition('/resolve/')
-            revision, _, name = rest.partition('/')
             if not self.has_fault(repo_id):
-                self.resolve(repo_id, revision, name)
+                self.resolve(repo_id, *rest.split('/', 1))
         else:
             self.answer(404)
 
@@ -155,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(404)
 
     def has_fault(self, repo_id: str) -> bool:
-        """Answer a request for a repository that is not there or unavailable."""
+        """Answer a request for a repository that does not exist or is unavailable."""
         fault = self.server.faults.get('hub')
         is_anonymous = 'authorization' not in {name.lower() for name in self.headers}
         if fault == 'down':
@@ -171,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repo_id: str, revision: str, name: str) -> None:
         commit, file = self.server.revision(repo_id), self.server.hub / repo_id / name
-        if revision not in {commit, *self.server.branches}:
+        if revision not in (commit, 'main'):
             self.refuse(404, 'RevisionNotFound', f'Invalid rev id: {revision}')
         elif not file.is_file():
             self.refuse(404, 'EntryNotFound', 'Entry not found', X_Repo_Commit=commit)

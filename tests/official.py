@@ -1,9 +1,8 @@
 """The authors' recorded layouts and answers, and weights made by formula. No file of the authors is kept.
 
-`data/official.json` has the keys and shapes of the authors' state dicts with their parameters and multiply-adds,
-`data/golden.json` what their code answered (torch 2.14.1, CPU) with its weights filled by the formula below and fed
-`images()`. Both are recordings of the authors' code and are never made from ours. `data/paddle.json` is the same of
-PaddleClas's code.
+`data/official.json` has the keys and shapes of the authors' state dicts with their parameters and multiply-adds.
+`data/golden.json` has what the authors' code answered to `images()`, with weights by the formula below (torch 2.14.1,
+CPU). `data/paddle.json` has both for PaddleClas's code. None of it was made with this package.
 """
 import argparse
 import hashlib
@@ -18,13 +17,13 @@ from unittest import mock
 import numpy as np
 import torch
 
-OFFICIAL = json.loads(Path(__file__).with_name('data').joinpath('official.json').read_text())
-GOLDEN = json.loads(Path(__file__).with_name('data').joinpath('golden.json').read_text())
-PADDLE = json.loads(Path(__file__).with_name('data').joinpath('paddle.json').read_text())
+OFFICIAL, GOLDEN, PADDLE = (
+    json.loads(Path(__file__).with_name('data').joinpath(f'{name}.json').read_text())
+    for name in ('official', 'golden', 'paddle'))
 
 
 def uniform(key: str, n: int) -> np.ndarray:
-    """Return n numbers in [0, 1), float64, that depend only on `key` and their place."""
+    """Return n numbers in [0, 1), float64, that depend only on `key` and their index."""
     with np.errstate(over='ignore'):
         h = np.arange(n, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(zlib.crc32(key.encode()))
         for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # murmur3's finalizer
@@ -65,21 +64,17 @@ def case(name: str) -> str:
 
 
 def save_checkpoint(path: Path, name: str, ema: bool) -> None:
-    """Write a training checkpoint as the authors' saver did, in the state that torch of 2020 left it on their disks.
+    """Write a training checkpoint as the authors' saver did with the torch of 2020: an old container, tensors on a GPU.
 
     Args:
-        path: The file, in the container from before torch 1.6, its tensors on the first GPU.
+        path: The file.
         name: Name of the architecture.
-        ema: Put the weights into the exponential moving average, and zeros where the others are.
+        ema: Put the weights into the exponential moving average, and zeros in their place.
     """
     weights = state_dict(case(name).split('/')[0])
-    names = ('square_avg', 'momentum_buffer') if ema else ('momentum_buffer',)
-    parameters = [v for k, v in weights.items() if k.endswith(('weight', 'bias'))]
     checkpoint = dict(
         epoch=207, arch='i2rnetv3', state_dict=OrderedDict(weights),
-        optimizer=dict(
-            state={i: {n: torch.zeros_like(p) for n in names} for i, p in enumerate(parameters)},
-            param_groups=[dict(lr=0.1, momentum=0.9, params=list(range(len(parameters))))]),
+        optimizer=dict(state={0: dict(momentum_buffer=torch.zeros(9))}, param_groups=[dict(lr=0.1, params=[0])]),
         args=argparse.Namespace(model='i2rnetv3', batch_size=64, mean=None), version=2, metric=74.022)
     if ema:
         checkpoint |= dict(
@@ -92,10 +87,10 @@ def pdparams() -> dict[str, np.ndarray]:
     """Return the state dict of PaddleClas's width 1.0, with the values of the authors' by formula."""
     arrays = {}
     for key, shape in PADDLE['keys'].items():
-        theirs = key.replace('_mean', 'running_mean').replace('_variance', 'running_var')
-        is_linear = len(shape) == 2  # of which PaddlePaddle has the transpose
+        torch_key = key.replace('_mean', 'running_mean').replace('_variance', 'running_var')
+        is_linear = len(shape) == 2  # which PaddlePaddle saves transposed
         gain = OFFICIAL['models']['mnext_100']['weight_gain']
-        value = fill(theirs, shape[::-1] if is_linear else shape, gain).numpy()
+        value = fill(torch_key, shape[::-1] if is_linear else shape, gain).numpy()
         arrays[key] = value.T if is_linear else value
     return arrays
 
@@ -105,7 +100,7 @@ def save_pdparams(path: Path, protocol: int = 4) -> None:
 
     Args:
         path: The file.
-        protocol: 4 is the default of paddle.save. 2 has bytes as text; the names of NumPy 1 are in it.
+        protocol: 4 is the default of paddle.save. 2 saves bytes as text, here with the names of NumPy 1.
     """
     table = {'classifier.1.bias': 'linear_0.b_0'}
     content = pickle.dumps({**pdparams(), 'StructuredToParameterName@@': table}, protocol)

@@ -1,16 +1,16 @@
-"""Publish the pretrained weights, pin them, and check that a release takes no others: for who makes a release.
+"""Publish the pretrained weights, pin them, and check that a release takes no others. For whoever makes a release.
 
-    python tools/release.py publish            # all six onto the Hub; prints what they are pinned to
-    python tools/release.py publish --write    # and writes it into timm_mobilenext/mobilenext.py
-    python tools/release.py verify             # has each classify one photograph, of which the answers are known
-    python tools/release.py verify --data-dir imagenet --scripts pytorch-image-models  # and all of ImageNet's
-    python tools/release.py check              # fails while a pin is missing, or its weights are not of their source
-    python tools/release.py check --tag v1.0.0 # and while the tag is not that of the package and its changelog
+    python tools/release.py publish            # put all six on the Hub; print what they are pinned to
+    python tools/release.py publish --write    # and write the pins into timm_mobilenext/mobilenext.py
+    python tools/release.py verify             # have each classify a photograph of which the answers are known
+    python tools/release.py verify --data-dir imagenet --scripts pytorch-image-models  # and all images of validation
+    python tools/release.py check              # fail if a pin is missing, or its weights are not those of the source
+    python tools/release.py check --tag v1.0.0 # and if the tag is not that of the package and its changelog
 
-The Hub gives a name to whoever asks first, and what has the name reaches everyone who says `pretrained=True`. So every
-`hf_hub_id` of a release is pinned to a commit whose `model.safetensors` equals, bit by bit, what the authors' file, of
-the known git blob id, is converted to here. Of PaddleClas's file no digest is known: that of the file which `publish`
-took is in the header of what it published. `publish` can be run again: what is on the Hub already stays as it is.
+Whoever registers a name on the Hub first decides what `pretrained=True` takes from there. So a release pins every
+`hf_hub_id` to a commit, whose `model.safetensors` equals the converted file of the authors bit by bit. No digest of
+PaddleClas's file is known; what `publish` took is named in the header of what it published. `publish` can be run again:
+weights that are on the Hub already stay.
 """
 import argparse
 import json
@@ -39,8 +39,8 @@ from timm_mobilenext.weights.publish import publish, push
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / 'timm_mobilenext' / 'mobilenext.py'
 CHANGELOG = ROOT / 'CHANGELOG.md'
-# A photograph of a Weimaraner, 178 among the classes, from ImageNet's validation images, and how flytocc's README says
-# that the weights of `.paddle_in1k` classify it (predict.py, in mixed precision; in float32 its first is 0.8507).
+# A photograph of a Weimaraner, class 178, from ImageNet's validation images. ANSWERS has what flytocc's README reports
+# for `.paddle_in1k` (predict.py in mixed precision; in float32 the first is 0.8507).
 PHOTOGRAPH = ('https://github.com/flytocc/MobileNeXt-paddle/raw/5868f1558961ccac476ad426fac5b5c8b19c19db/demo/'
               'ILSVRC2012_val_00020010.JPEG')
 PHOTOGRAPH_BLOB = '9c6f877956aba468f6519dd197cfd8d26cb7249f'
@@ -50,43 +50,34 @@ TOLERANCE = 0.002
 
 
 def content(path: Path) -> tuple[str | None, dict[str, tuple[torch.dtype, torch.Size, bytes]]]:
-    """Return the git blob id that a converted file says it comes from, and its weights to the bit."""
+    """Return the git blob id in the header of a converted file, and its weights to the bit."""
     with safe_open(path, 'pt') as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
         blob = (file.metadata() or {}).get('git_blob_id')
     return blob, {key: (w.dtype, w.shape, w.numpy().tobytes()) for key, w in weights.items()}
 
 
-def difference(repo_id: str, revision: str, ours: Path) -> str:
-    """Return in what the weights of a revision on the Hub differ from a converted file, '' if in nothing.
-
-    Args:
-        repo_id: Name of the repository.
-        revision: Commit in it.
-        ours: The file.
+def difference(repo_id: str, revision: str, converted: Path) -> str:
+    """Return how the weights of a revision on the Hub differ from a converted file, '' if they are equal.
 
     Raises:
         OSError, HTTPError: If they cannot be downloaded.
         SafetensorError: If they are damaged.
     """
-    with tempfile.TemporaryDirectory() as cache:  # not the user's, which may have the file from elsewhere
-        theirs = Path(hf_hub_download(repo_id, WEIGHTS_NAME, revision=revision, cache_dir=cache))
-        if theirs.parent.name != revision:  # where the client puts what the Hub says is of this commit
-            return f'the Hub takes {revision} for a name of {theirs.parent.name}'
-        (blob, weights), (our_blob, our_weights) = content(theirs), content(ours)
-    if blob != our_blob:
-        return f'the header says git blob id {blob}, expected {our_blob}, that of the file that it is converted from'
-    if weights.keys() != our_weights.keys():
-        return f'other tensors: {", ".join(sorted(weights.keys() ^ our_weights.keys()))}'
-    other = [key for key in weights if weights[key] != our_weights[key]]
-    return f'other values in {len(other)} of {len(weights)} tensors, e.g. {other[0]}' if other else ''
+    with tempfile.TemporaryDirectory() as cache:  # the user's may have a file from elsewhere
+        blob, weights = content(Path(hf_hub_download(repo_id, WEIGHTS_NAME, revision=revision, cache_dir=cache)))
+    expected_blob, expected = content(converted)
+    if blob != expected_blob:
+        return f'the header says git blob id {blob}, expected {expected_blob}'
+    other = [key for key in weights.keys() | expected.keys() if weights.get(key) != expected.get(key)]
+    return f'{len(other)} of {len(expected)} tensors differ, e.g. {min(other)}' if other else ''
 
 
-def published(repo_id: str, ours: Path) -> str | None:
+def published(repo_id: str, converted: Path) -> str | None:
     """Return the newest commit of a repository on the Hub if it has the weights of a converted file."""
     try:
         revision = HfApi().model_info(repo_id).sha
-        return revision if revision and not difference(repo_id, revision, ours) else None
+        return revision if revision and not difference(repo_id, revision, converted) else None
     except (RepositoryNotFoundError, EntryNotFoundError):
         return None
 
@@ -98,7 +89,7 @@ def publish_all() -> dict[str, str]:
         The pin of each model name: the repository, `@` and the commit.
 
     Raises:
-        OSError, HTTPError, RuntimeError: If a file cannot be had or is not the authors', or the Hub refuses.
+        OSError, HTTPError, RuntimeError: If a file is unavailable or not the authors', or the Hub refuses.
     """
     pins = {}
     for name in (*(f'{name}.in1k' for name in SOURCES), *REPRODUCTIONS):
@@ -108,13 +99,13 @@ def publish_all() -> dict[str, str]:
             publish(name, folder, repo_id)
             revision = published(repo_id, folder / WEIGHTS_NAME)
             print(f'{repo_id}: {"is there" if revision else "uploading"}', flush=True)
-            # an upload of the same weights would be a new commit: the header has no fixed order
+            # the same weights again would be a new commit, since the header has no fixed order
             pins[name] = f'{repo_id}@{revision or push(folder, repo_id)}'
     return pins
 
 
 def write(pins: dict[str, str]) -> None:
-    """Write the pins into the source of the models, in the place of those that are there."""
+    """Write the pins into the source of the models."""
     text = MODELS.read_text(encoding='utf-8')
     for name, pin in pins.items():
         revision = pin.rpartition('@')[2]
@@ -125,26 +116,21 @@ def write(pins: dict[str, str]) -> None:
 
 
 def problem(tag: str) -> str:
-    """Return what is wrong with the pretrained weights of a model name with tag, '' if nothing is."""
+    """Return what is wrong with the pretrained weights of a name with a tag, '' if nothing is."""
     hub_id = timm.get_pretrained_cfg(tag).hf_hub_id
     repo_id, revision = hf_split(hub_id) if hub_id else ('', None)
     if not re.fullmatch('[0-9a-f]{40}', revision or ''):
         return f'{hub_id or tag} is not pinned to a commit (`python tools/release.py publish --write`)'
     try:
         with tempfile.TemporaryDirectory() as work:
-            ours = convert(tag, Path(work, tag)) / WEIGHTS_NAME
-            found = difference(repo_id, revision, ours)
+            found = difference(repo_id, revision, convert(tag, Path(work, tag)) / WEIGHTS_NAME)
     except Exception as error:  # whatever it is, nothing can be released
         found = f'{type(error).__name__}: {" ".join(str(error).split())}'
     return f'{hub_id}: {found}' if found else ''
 
 
 def check(release: str | None) -> list[str]:
-    """Return what speaks against a release.
-
-    Args:
-        release: Its tag in git, None for the weights alone.
-    """
+    """Return what prevents a release; `release` is its tag in git, None to check only the weights."""
     problems = []
     if release and release != f'v{__version__}':
         problems.append(f'the tag is {release}, but the package is v{__version__}')
@@ -164,7 +150,7 @@ def highest(name: str, image: Image.Image) -> dict[int, float]:
 
 
 def mistake(name: str, found: dict[int, float]) -> str:
-    """Return in what the classes of the photograph are not those that are published, '' if in nothing."""
+    """Return how the classes of the photograph differ from the published ones, '' if they do not."""
     expected = ANSWERS.get(name, {})
     if expected and [*found] != [*expected]:
         return f'expected the classes {", ".join(map(str, expected))}'
@@ -174,58 +160,53 @@ def mistake(name: str, found: dict[int, float]) -> str:
 
 
 def validate(name: str, scripts: Path, data_dir: Path, options: list[str]) -> dict[str, float]:
-    """Return what timm's validate.py measures of the weights of a name, its `top1` and `top5` in %.
+    """Return what timm's validate.py measures for the weights of a name: `top1` and `top5` in %.
 
     Args:
         name: Name of the architecture, with a tag.
-        scripts: Folder that has validate.py.
+        scripts: Folder with validate.py.
         data_dir: Folder of ImageNet, or of its validation images.
-        options: What else it is told.
+        options: Further options of validate.py.
 
     Raises:
-        RuntimeError: If it fails.
+        CalledProcessError: If validate.py fails.
     """
     with tempfile.TemporaryDirectory() as work:
         results = Path(work, 'results.json')
-        code = subprocess.run(
+        subprocess.run(
             [sys.executable, '-m', 'timm_mobilenext', str(scripts / 'validate.py'), '--data-dir', str(data_dir),
              '--model', name, '--pretrained', *options, '--results-file', str(results), '--results-format', 'json'],
-            stdout=subprocess.DEVNULL).returncode
-        if code:
-            raise RuntimeError(f'validate.py failed on {name}, with exit code {code}.')
+            stdout=subprocess.DEVNULL, check=True)
         return json.loads(results.read_text())
+
+
+def open_photograph(path: Path | None) -> Image.Image:
+    """Return the photograph, from a file or downloaded.
+
+    Raises:
+        OSError: If it is unavailable.
+        ValueError: If it is another photograph.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        if path is None:
+            path = Path(work, 'photograph.jpeg')
+            torch.hub.download_url_to_file(PHOTOGRAPH, str(path), progress=False)
+        if git_blob_id(path) != PHOTOGRAPH_BLOB:
+            raise ValueError(f'{path} is not {PHOTOGRAPH}: its git blob id is not {PHOTOGRAPH_BLOB}.')
+        return Image.open(path).convert('RGB')
 
 
 def verify(
         names: list[str], photograph: Path | None, data_dir: Path | None, scripts: Path, options: list[str],
 ) -> list[str]:
-    """Print the classes of the photograph and the accuracy of weights; return what is not as it was published.
+    """Print the classes of the photograph and the accuracy of weights; return what differs from what was published.
 
     Args:
         names: Names of architectures, with tags.
-        photograph: The photograph, None to download it.
-        data_dir: See `validate`; None for no accuracies.
-        scripts: See `validate`.
-        options: See `validate`.
-
-    Raises:
-        OSError: If weights, photograph or validate.py cannot be had.
-        RuntimeError: If weights are damaged, or validate.py fails.
-        ValueError: If it is another photograph.
+        photograph: See `open_photograph`.
+        data_dir: See `validate`, as for the rest; None for no accuracies.
     """
-    if data_dir and not (scripts / 'validate.py').exists():
-        raise FileNotFoundError(f"{scripts} has no validate.py: name a checkout of timm's repository (--scripts).")
-    with tempfile.TemporaryDirectory() as work:
-        if photograph is None:
-            photograph = Path(work, PHOTOGRAPH.rpartition('/')[2])
-            try:
-                torch.hub.download_url_to_file(PHOTOGRAPH, str(photograph), progress=False)
-            except OSError as error:
-                raise OSError(f'{PHOTOGRAPH}: {error}. Download it by other means (--photograph FILE).') from error
-        if git_blob_id(photograph) != PHOTOGRAPH_BLOB:
-            raise ValueError(f'{photograph} is not {PHOTOGRAPH}: its git blob id is not {PHOTOGRAPH_BLOB}.')
-        image = Image.open(photograph).convert('RGB')
-    mistakes = []
+    image, mistakes = open_photograph(photograph), []
     print('| weights | five most probable classes |\n|---|---|')
     for name in names:
         found = highest(name, image)
@@ -248,38 +229,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     commands.add_parser('publish').add_argument('--write', action='store_true', help='write the pins into the package')
-    commands.add_parser('check').add_argument('--tag', help='the tag in git, v and the version')
+    commands.add_parser('check').add_argument('--tag', help='tag in git, v and the version')
     command = commands.add_parser('verify')
     command.add_argument('names', nargs='*', metavar='NAME', help='architecture.tag (default: all with weights)')
-    command.add_argument('--photograph', type=Path, metavar='FILE', help='where it was downloaded already')
+    command.add_argument('--photograph', type=Path, metavar='FILE', help='the photograph, if it was downloaded already')
     command.add_argument('--data-dir', type=Path, metavar='DIR', help='ImageNet, for the accuracies')
     command.add_argument('--scripts', type=Path, metavar='DIR', default=Path('pytorch-image-models'),
                          help="timm's repository, for its validate.py (default: %(default)s)")
     command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of validate.py')
     command.add_argument('--batch-size', default='256', metavar='N', help='of validate.py (default: %(default)s)')
     args = parser.parse_args()
-    if args.command == 'verify':
-        with clear_errors():
-            mistakes = verify(
-                args.names or timm.list_pretrained('mobilenext*'), args.photograph, args.data_dir, args.scripts,
-                ['--device', args.device, '--batch-size', args.batch_size])
-        for found in mistakes:
-            print(f'not verified: {found}')
-        return bool(mistakes)
-    if args.command == 'check':
-        problems = check(args.tag)
-        for found in problems:
-            print(f'no release: {found}')
-        if not problems:
-            print(f"{len(timm.list_pretrained('mobilenext*'))} pins, their weights are those of their sources")
-        return bool(problems)
+    names, problems = timm.list_pretrained('mobilenext*'), []
     with clear_errors():
-        pins = publish_all()
-        if args.write:
-            write(pins)
-    for pin in pins.values():
-        print(f"hf_hub_id='{pin}'")
-    return 0
+        if args.command == 'publish':
+            pins = publish_all()
+            if args.write:
+                write(pins)
+            print(*(f"hf_hub_id='{pin}'" for pin in pins.values()), sep='\n')
+        elif args.command == 'verify':
+            options = ['--device', args.device, '--batch-size', args.batch_size]
+            problems = verify(args.names or names, args.photograph, args.data_dir, args.scripts, options)
+        else:
+            problems = check(args.tag)
+            if not problems:
+                print(f'{len(names)} pins, their weights are those of their sources')
+    for found in problems:
+        print(f'{"not verified" if args.command == "verify" else "no release"}: {found}')
+    return bool(problems)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Converting weights: the kinds of source, what the folder holds, what is refused; a failure leaves nothing."""
+"""Converting weights: the kinds of source, what the folder has, what is refused. A failure leaves nothing behind."""
 import argparse
 import json
 import stat
@@ -6,13 +6,11 @@ import stat
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import HTTPError
 from networks import SMALL
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
 import timm_mobilenext
-from timm_mobilenext.cli import clear_errors, read_label_names
 from timm_mobilenext.weights.authors import SOURCES
 from timm_mobilenext.weights.convert import convert, load, main
 
@@ -40,19 +38,15 @@ def tuned(tmp_path, calibrated):
     return path, model
 
 
-def header(folder) -> dict[str, str]:
-    with safe_open(folder / 'model.safetensors', 'pt') as file:
-        return file.metadata()
-
-
 def test_authors_file(tmp_path, known_files):
-    """An authors' file is known by its content, and becomes a folder with its provenance in it."""
+    """An authors' file is recognized by its content, and becomes a folder with its provenance in it."""
     name = 'mobilenext_l_ghost'
     folder = convert(known_files[name], tmp_path / 'out')
     assert sorted(file.name for file in folder.iterdir()) == ['config.json', 'model.safetensors']
-    assert header(folder) == {
-        'format': 'pt', 'architecture': name, 'source': SOURCES[name].url, 'git_blob_id': SOURCES[name].blob,
-        'license': 'bsd-3-clause-clear', 'converter': f'timm-mobilenext {timm_mobilenext.__version__}'}
+    with safe_open(folder / 'model.safetensors', 'pt') as file:
+        assert file.metadata() == {
+            'format': 'pt', 'architecture': name, 'source': SOURCES[name].url, 'git_blob_id': SOURCES[name].blob,
+            'license': 'bsd-3-clause-clear', 'converter': f'timm-mobilenext {timm_mobilenext.__version__}'}
     config = json.loads((folder / 'config.json').read_text())
     assert (config['architecture'], config['num_classes'], config['pretrained_cfg']['tag']) == (name, 1000, 'in1k')
     assert config['pretrained_cfg']['input_size'] == [3, 224, 224]
@@ -61,32 +55,22 @@ def test_authors_file(tmp_path, known_files):
     assert len(modes) == 1  # safetensors itself writes a file that other users cannot read
 
 
-def test_command_downloads(server, client):
-    """`convert mobilenext_100.in1k -o DIR` downloads the authors' file, and says how to load the folder."""
-    out = client.run("from timm_mobilenext.weights.convert import main; main(['mobilenext_100.in1k', '-o', 'full'])")
-    assert out.startswith("full: timm.create_model('local-dir:full', pretrained=True)")
-    assert (client.folder / 'full' / 'model.safetensors').exists()
-    assert server.log == ['GET /files/mobilenext_100/model_best.pth.tar']
-
-
 def test_trained_model(tuned, tmp_path):
     """A checkpoint of train.py brings its EMA weights, classes, channels, model arguments and image transform."""
     path, model = tuned
     labels = tmp_path / 'labels.txt'
-    labels.write_text('\n'.join(LABELS))
+    labels.write_text('ankle boot\n\n  bag \n' + '\n'.join(LABELS[2:]))  # the lines that say anything
     assert main([str(path), '-o', str(tmp_path / 'out'), '--label-names', str(labels)]) == 0
     loaded = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
     x = torch.randn(2, 1, 96, 96)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
-        assert model(x).std() > 1e-3
     data = resolve_model_data_config(loaded)
     assert (tuple(data['input_size']), data['mean'], data['crop_pct']) == ((1, 96, 96), [0.5], 1.0)
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert config['model_args'] == {'identity_ratio': 0.5, 'in_chans': 1, 'bn_eps': 0.01}
     assert config['label_names'] == LABELS
-    assert header(tmp_path / 'out')['source'] == 'checkpoint-3.pth.tar'
-    assert 'license' not in header(tmp_path / 'out') | config['pretrained_cfg']
+    assert 'license' not in config['pretrained_cfg']
     again = load(convert(tmp_path / 'out', tmp_path / 'again'))  # a converted folder is a source too
     with torch.no_grad():
         assert torch.equal(again.model(x), model(x))
@@ -119,45 +103,26 @@ def test_other_models_of_timm(name, kwargs, tmp_path):
         assert torch.equal(loaded(x), model(x))
 
 
-def test_from_the_hub(on_hub, server, client):
-    """A repository on the Hub is a source, with the licence that it states."""
-    client.run("""
-from timm_mobilenext.weights.convert import load
-loaded = load('hf-hub:timm-mobilenext/mobilenext_100.in1k')
-assert loaded.provenance['source'] == 'hf-hub:timm-mobilenext/mobilenext_100.in1k'
-assert (loaded.provenance['architecture'], loaded.provenance['license']) == ('mobilenext_100', 'bsd-3-clause-clear')
-assert torch.equal(loaded.model.stem.conv.weight, official.state_dict('mnext_100')['features.0.0.weight'])""")
-
-
-def test_label_names(tmp_path):
-    """The names of the classes are the lines of a file that say anything."""
-    (tmp_path / 'names.txt').write_text('ankle boot\n\n  bag \n', encoding='utf-8')
-    (tmp_path / 'empty.txt').touch()
-    assert read_label_names(str(tmp_path / 'names.txt')) == ['ankle boot', 'bag']
-    assert read_label_names(str(tmp_path / 'empty.txt')) is read_label_names(None) is None
-
-
-@pytest.mark.parametrize(('model', 'args', 'theirs'), [
+@pytest.mark.parametrize(('model', 'args', 'is_known'), [
     ('mobilenext_100.in1k', dict(pretrained=True, pretrained_path=None), True),
     ('hf-hub:timm-mobilenext/mobilenext_100.in1k', dict(pretrained=True), True),
     ('mobilenext_100', dict(pretrained=True, pretrained_path='other.pth'), False),
     ('hf-hub:me/mobilenext_100', dict(pretrained=True), False),
     ('mobilenext_100', dict(pretrained=False), False),
 ])
-def test_licence(model, args, theirs, tmp_path):
-    """What says that it was fine-tuned from the authors' weights gets their licence, all else the one that is named."""
+def test_licence(model, args, is_known, tmp_path):
+    """What says that it was fine-tuned from the authors' weights gets the licence of these, all else what is named."""
     path = tmp_path / 'tuned.pth.tar'
     save_checkpoint(path, timm.create_model('mobilenext_100', num_classes=2), model=model, num_classes=2, **args)
-    known = dict(license='bsd-3-clause-clear', derived_from=SOURCES['mobilenext_100'].url) if theirs else {}
+    known = dict(license='bsd-3-clause-clear', derived_from=SOURCES['mobilenext_100'].url) if is_known else {}
     said = load(path).provenance
     assert {key: said[key] for key in ('license', 'derived_from') if key in said} == known
     assert load(path, license='mit').provenance['license'] == 'mit'
 
 
-def test_licence_of_a_converted_file(tmp_path, known_files):
+def test_licence_of_a_converted_file(converted):
     """What was converted from an authors' file keeps licence and origin, as a folder and as a file."""
-    first = convert(known_files['mobilenext_100'], tmp_path / 'first')
-    for source in (first, first / 'model.safetensors'):
+    for source in (converted, converted / 'model.safetensors'):
         said = load(source).provenance
         assert (said['architecture'], said['license']) == ('mobilenext_100', 'bsd-3-clause-clear')
         assert said['derived_from'] == SOURCES['mobilenext_100'].url
@@ -179,17 +144,17 @@ def test_wrong_architecture(tmp_path, known_files):
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    (['mobilenext_36'], 'There is no model, file or converted folder mobilenext_36. Did you mean mobilenext_0'),
-    (['mobilenext_035'], 'No pretrained weights exist for mobilenext_035, only for mobilenext_100, '),
-    (['runs/no.pth'], 'There is no model, file or converted folder runs/no.pth. Give a model name with weights, '),
-    (['no.pth', '--model', SMALL], 'There is no checkpoint no.pth, and --model mobilenext_035 names the architecture'),
+    (['mobilenext_36'], 'mobilenext_36 is not a model, a file or a converted folder. Did you mean mobilenext_0'),
+    (['mobilenext_035'], 'No pretrained weights exist for mobilenext_035. '),
+    (['runs/no.pth'], 'runs/no.pth is not a model, a file or a converted folder. Give a model name with weights, '),
+    (['no.pth', '--model', SMALL], 'Checkpoint no.pth does not exist, and --model mobilenext_035 names the architec'),
     (['mute.pth'], 'mute.pth does not say which architecture it is of. Name it, e.g. --model mobilenext_050.'),
-    (['mute.pth', '--model', 'mobilenext_36'], 'There is no model mobilenext_36 (--model). Did you mean mobilenext_'),
+    (['mute.pth', '--model', 'mobilenext_36'], 'mobilenext_36 is not a model (--model). Did you mean mobilenext_'),
     (['text.pth', '--model', SMALL], 'text.pth was not loaded (UnpicklingError). It is damaged, or not a check'),
     (['checkpoint-3.pth.tar', '--model', 'mobilenext_050'],
-     'checkpoint-3.pth.tar is of mobilenext_035, not of mobilenext_050: give --model mobilenext_035, or leave it out.'),
+     'checkpoint-3.pth.tar is of mobilenext_035, not of mobilenext_050: give --model mobilenext_035.'),
     (['checkpoint-3.pth.tar', '--label-names', 'text.pth'], '1 label names for 5 classes: give one name for each.'),
-    (['checkpoint-3.pth.tar', '--model-kwargs', 'width_mult=0.5'], 'The checkpoint is of another width or architectu'),
+    (['checkpoint-3.pth.tar', '--model-kwargs', 'width_mult=0.5'], 'Error(s) in loading state_dict for MobileNeXt'),
     (['checkpoint-3.pth.tar', '--output', 'text.pth'], 'text.pth exists already. Give the name of a new folder (--out'),
 ])
 def test_errors(args, message, tuned, tmp_path, monkeypatch):
@@ -217,23 +182,3 @@ def test_command_lines_that_fail(args, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.endswith('usage: python -m timm_mobilenext convert SOURCE --output DIR [OPTIONS]\n')
-
-
-def test_weights_that_do_not_come_back(tuned, tmp_path, monkeypatch):
-    """Weights that timm does not read back as they were written are an error, and leave no folder."""
-    from timm_mobilenext.weights import convert as module
-
-    save_file = module.save_file
-    monkeypatch.setattr(module, 'save_file', lambda state, *args, **kwargs: save_file(
-        {key: value + 1 for key, value in state.items()}, *args, **kwargs))
-    with pytest.raises(RuntimeError, match=r'timm does not read the weights back that were written to .*out\.'):
-        convert(tuned[0], tmp_path / 'new' / 'folder' / 'out')
-    assert not (tmp_path / 'new').exists()
-
-
-@pytest.mark.parametrize(('error', 'said'), [(HTTPError('it'), 'it'), (KeyboardInterrupt(), 'interrupted')])
-def test_one_line(error, said):
-    """Whatever a library calls a failure, a command ends in one line without a traceback."""
-    with pytest.raises(SystemExit) as end, clear_errors():
-        raise error
-    assert end.value.code == f'error: {said}'

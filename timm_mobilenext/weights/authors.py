@@ -1,23 +1,22 @@
-"""All that this package knows of others' files: what was published, what is claimed of it, and how layers are named.
+"""The files that others published: their addresses, the results reported for them, and their names of layers.
 
-Their repository: https://github.com/zhoudaquan/rethinking_bottleneck_design at `COMMIT`. `mnext.py` is
-mobilenext/codebase/models/mnext.py there, the ReLU6 family, `model.py` is
-mobilenext/codebase/models/efficient_mnext/model.py, the SiLU and squeeze-excite family. No code of theirs is kept.
-
-PaddleClas (https://github.com/PaddlePaddle/PaddleClas at d178931, ppcls/arch/backbone/model_zoo/mobilenext.py) has the
-ReLU6 family in PaddlePaddle, and serves weights of width 1.0. No code of it is kept either.
+The paper authors' repository is https://github.com/zhoudaquan/rethinking_bottleneck_design at `COMMIT`. The ReLU6
+family is in mobilenext/codebase/models/mnext.py there (`mnext.py` below), the SiLU and squeeze-excite family in
+mobilenext/codebase/models/efficient_mnext/model.py (`model.py`). PaddleClas has the ReLU6 family in PaddlePaddle and
+serves weights of width 1.0: https://github.com/PaddlePaddle/PaddleClas at d178931,
+ppcls/arch/backbone/model_zoo/mobilenext.py. No code of either is kept here.
 """
 import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn as nn
 
 LICENSE = 'bsd-3-clause-clear'  # of the weights; the text is in the file LICENSE
 HUB_OWNER = 'timm-mobilenext'  # of the repositories on the Hub that a release publishes
 COMMIT = '195ee737952e2f8d729a14b51651748caf35794c'
-_TREE = f'https://github.com/zhoudaquan/rethinking_bottleneck_design/raw/{COMMIT}'
+_REPOSITORY = 'https://github.com/zhoudaquan/rethinking_bottleneck_design'
+_OUTPUT = f'{COMMIT}/mobilenext/output'
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,16 @@ class Source:
     """A checkpoint file that others published.
 
     Attributes:
-        url: Address, of the authors' files pinned to a commit.
-        blob: Git blob id, SHA-1 of the content behind git's header, as the trees of both the authors' repositories
-            record it; None if no digest of the file is known.
+        url: Address of the file, for the authors' files at a commit.
+        blob: Git blob id: SHA-1 of git's header and the content, as the authors' repository records it; None if no
+            digest of the file is known.
         top1: Top-1 accuracy on ImageNet-1k in %, of the best epoch in the summary.csv beside the authors' file.
-        top5: Top-5 accuracy in %, of the same epoch; None where none is reported.
+        top5: Top-5 accuracy of the same epoch in %, None where none is reported.
         ema: Whether the accuracies are those of the weights' exponential moving average.
         owner: Whose file it is, in the genitive.
         license: Licence of the weights, as the Hub spells it.
-        reported: By whom the accuracies are reported, and of what.
-        page: Address of that report, by default the folder of the file.
+        reported: Who reports the accuracies, and of what.
+        page: Address of that report.
     """
 
     url: str
@@ -48,42 +47,30 @@ class Source:
     page: str = ''
 
     @property
-    def report(self) -> str:
-        """Address of the page that reports the accuracies."""
-        return self.page or self.url.replace('/raw/', '/tree/').rpartition('/')[0]
-
-    @property
     def name(self) -> str:
-        """Name of the file in a cache, where the authors' `model_best.pth.tar` would be all five."""
-        if self.blob is None:
-            return self.url.split('/')[-1]
-        return f'mobilenext-{self.url.split("/")[-2]}-{self.blob[:8]}.pth.tar'
+        """Name of the file in a cache. The authors call all five `model_best.pth.tar`."""
+        *_, folder, file = self.url.split('/')
+        return f'mobilenext-{folder}-{self.blob[:8]}.pth.tar' if self.blob else file
 
 
-# The summary.csv of the first two is of the raw weights (model_ema: false in args.yaml), of the others of the EMA's.
+# The summary.csv of the first two has the accuracies of the raw weights (model_ema: false in args.yaml), those of the
+# others of the EMA.
 SOURCES = {
-    'mobilenext_100': Source(
-        f'{_TREE}/mobilenext/output/74_02_full_id_tensor/model_best.pth.tar',
-        'e0a567e52c86ab4a66863745162c758f3fd27d84', 74.022, 91.646),
-    'mobilenext_100_id050': Source(
-        f'{_TREE}/mobilenext/output/74_09_i2rnetv3_half_id/model_best.pth.tar',
-        '03f9b1b59f67ccd2191f7846ff9ad7e8647c753d', 74.092, 91.812),
-    'mobilenext_s': Source(
-        f'{_TREE}/mobilenext/output/76_05_3_94_model/model_best.pth.tar',
-        'ca388f33536dba371e82807553042a938e082e4c', 76.056, 92.744, ema=True),
-    'mobilenext_l': Source(
-        f'{_TREE}/mobilenext/output/4_29M_76_6/model_best.pth.tar',
-        '41e94c826600560a08675c9ffa7bf4d1df60fc69', 76.586, 92.934, ema=True),
-    'mobilenext_l_ghost': Source(
-        f'{_TREE}/mobilenext/output/5_68M_76_8/model_best.pth.tar',
-        '2a7772ab796a0b6598068e1755ce3378a0c10f1d', 76.788, 93.178, ema=True),
+    name: Source(f'{_REPOSITORY}/raw/{_OUTPUT}/{folder}/model_best.pth.tar', blob, top1, top5, ema,
+                 page=f'{_REPOSITORY}/tree/{_OUTPUT}/{folder}')
+    for name, folder, blob, top1, top5, ema in (
+        ('mobilenext_100', '74_02_full_id_tensor', 'e0a567e52c86ab4a66863745162c758f3fd27d84', 74.022, 91.646, False),
+        ('mobilenext_100_id050', '74_09_i2rnetv3_half_id', '03f9b1b59f67ccd2191f7846ff9ad7e8647c753d', 74.092, 91.812,
+         False),
+        ('mobilenext_s', '76_05_3_94_model', 'ca388f33536dba371e82807553042a938e082e4c', 76.056, 92.744, True),
+        ('mobilenext_l', '4_29M_76_6', '41e94c826600560a08675c9ffa7bf4d1df60fc69', 76.586, 92.934, True),
+        ('mobilenext_l_ghost', '5_68M_76_8', '2a7772ab796a0b6598068e1755ce3378a0c10f1d', 76.788, 93.178, True),
+    )
 }
 
-
-# Weights that others trained, by the names that they have in timm. The address is PaddleClas's; flytocc, who trained
-# this architecture in PaddlePaddle and gave it to PaddleClas (pull request 2734), reports the accuracy of a file that
-# lies elsewhere, and neither says that it is the same. The licence is that of PaddleClas, whose file it is;
-# flytocc's repository has The Clear BSD License.
+# Weights that others trained, by name and tag. PaddleClas serves this file, so the licence is that of PaddleClas.
+# flytocc, who trained the architecture in PaddlePaddle and gave it to PaddleClas (pull request 2734), reports the
+# accuracy of a file in another place, under The Clear BSD License. Nobody says that the two files are the same.
 REPRODUCTIONS = {
     'mobilenext_100.paddle_in1k': Source(
         'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/MobileNeXt_x1_0_pretrained.pdparams',
@@ -97,7 +84,7 @@ def find_source(name: str) -> Source | None:
     """Return the file that pretrained weights come from, None if there is none.
 
     Args:
-        name: Name of a model, with the tag of the weights or without.
+        name: Name of an architecture, with or without the tag of the weights.
     """
     architecture, _, tag = name.partition('.')
     return SOURCES.get(architecture) if tag in ('', 'in1k') else REPRODUCTIONS.get(name)
@@ -105,7 +92,7 @@ def find_source(name: str) -> Source | None:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the authors state of an architecture, digits as they print them; nothing of it was measured here.
+    """What the authors state of an architecture, in the digits that they print. It was not measured here.
 
     Attributes:
         params: Millions of parameters.
@@ -118,7 +105,7 @@ class Claim:
     top1: str = ''
 
 
-# Their paper and README; `_s`, `_l` and `_l_ghost`, which these do not have, are in their training logs alone.
+# From the paper and the authors' README; of `_s`, `_l` and `_l_ghost` from the training logs, the only source.
 CLAIMS = {
     'mobilenext_035': Claim('1.8', '80', '64.7'),
     'mobilenext_050': Claim('2.1', '110', '67.7'),
@@ -133,8 +120,8 @@ CLAIMS = {
     'mobilenext_l_ghost': Claim('', '', '76.79'),
 }
 
-# Their names of layers. A block of mnext.py and MBConvBlockV1 is a Sequential, so the name of a layer depends on
-# whether the block starts with a depthwise conv; the others have names.
+# The authors' names of layers. The blocks of mnext.py and MBConvBlockV1 are Sequentials, where the number of a layer
+# depends on whether the block starts with a depthwise conv. In the other blocks the layers have names.
 _STEM_AND_HEAD = {
     'features.0.0': 'stem.conv', 'features.0.1': 'stem.bn', 'classifier.1': 'classifier',  # mnext.py
     '_conv_stem': 'stem.conv', '_bn0': 'stem.bn', '_fc': 'classifier',  # model.py
@@ -158,132 +145,101 @@ _NAMED = {
     # squeeze-excite of model.py and of efficientnet_blocks.py
     '_se_reduce': 'se.fc1', '_se_expand': 'se.fc2', 'se.conv_reduce': 'se.fc1', 'se.conv_expand': 'se.fc2',
 }
-_BLOCK = re.compile(r'(features\.\d+|_blocks\.\d+|blocks\.\d+\.\d+)\.(?:conv\.|features\.)?((?:se\.)?\w+)')
 _EFFICIENTMNEXT_KEY = 'blocks.0.0.project_layer.weight'
-# PaddlePaddle's names of what batch norms count; it has the weights of a linear layer as (in, out).
+# PaddlePaddle's names of batch norm statistics. It also saves the weights of a linear layer transposed.
 _PADDLE = {'_mean': 'running_mean', '_variance': 'running_var'}
 _PADDLE_KEY = 'features.0.1._mean'
-# a key that each of their layouts has and no other; PaddleClas names the layers as mnext.py does
+# one key of each of the authors' layouts, which no other layout has; PaddleClas names the layers as mnext.py does
 _SIGNS = {'features.0.0.weight', '_conv_stem.weight', _EFFICIENTMNEXT_KEY}
 
 
 def from_official(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Map a state dict with the authors' or PaddleClas's keys to the model's, by name; one with other keys passes.
+    """Map a state dict with the authors' or PaddleClas's keys to the model's, by name.
 
-    Drops their `_bn1.*`, which model.py builds and saves but never uses. A key that none of their layouts has a place
-    for is kept as it is.
+    The authors' `_bn1.*` are dropped: model.py builds and saves them but never uses them. Unknown keys are kept.
 
     Args:
         state_dict: The state dict.
-        model: The MobileNeXt that it is for, which says which blocks start with a depthwise conv.
+        model: The MobileNeXt that it is for.
 
     Returns:
-        The state dict in the model's layout, the given one itself if it has no keys of theirs.
+        The state dict in the model's layout. If it is in none of these layouts, the given one.
 
     Raises:
-        RuntimeError: If the weights are of a network that pads and normalizes in another way than the model.
+        RuntimeError: If the weights are of a network that pads or normalizes differently from the model.
     """
     if not _SIGNS & state_dict.keys():
         return state_dict
     is_same_padded = type(model.stem.conv) is not nn.Conv2d  # timm has a class of its own for TensorFlow's padding
     if _EFFICIENTMNEXT_KEY in state_dict and (is_same_padded or model.stem.bn.eps != 1e-5):
         raise RuntimeError(
-            "The checkpoint has the keys of the authors' class Efficientmnext, which pads symmetrically and has batch "
-            'norms of eps 1e-05 (efficientnet.py); this model does not, and would answer wrongly without an error. '
-            "Create the model with pad_type='', bn_eps=1e-5 and bn_momentum=0.1.")
-    places = {f'blocks.{row}.{i}': block for row, blocks in enumerate(model.blocks) for i, block in enumerate(blocks)}
-    prefixes = {prefix: prefix for prefix in places}
-    for i, prefix in enumerate(places):
-        prefixes[f'_blocks.{i}'] = prefixes[f'features.{i + 1}'] = prefix  # mnext.py counts the stem as first feature
+            "The checkpoint is of the authors' class Efficientmnext, which pads symmetrically and has batch norms with "
+            'eps 1e-5. This model does not, and would answer wrongly without an error. Create the model with '
+            "pad_type='', bn_eps=1e-5 and bn_momentum=0.1.")
+    names, count = dict(_STEM_AND_HEAD), 0
+    for row, blocks in enumerate(model.blocks):
+        for i, block in enumerate(blocks):
+            layers = {**(_TRANSITION if isinstance(block.dw_start, nn.Identity) else _FULL), **_NAMED}
+            for prefix in (  # mnext.py, which counts the stem as first feature; model.py; efficientnet_blocks.py
+                    f'features.{count + 1}.conv', f'_blocks.{count}.features', f'_blocks.{count}', f'blocks.{row}.{i}'):
+                names |= {f'{prefix}.{layer}': f'blocks.{row}.{i}.{ours}' for layer, ours in layers.items()}
+            count += 1
     out = {}
     for key, value in state_dict.items():
-        if key.startswith('_bn1.'):
-            continue
         module, _, leaf = key.rpartition('.')
-        name = _STEM_AND_HEAD.get(module)
-        match = _BLOCK.fullmatch(module)
-        if match and match[1] in prefixes:
-            prefix = prefixes[match[1]]
-            is_full = not isinstance(places[prefix].dw_start, nn.Identity)
-            layers = {**(_FULL if is_full else _TRANSITION), **_NAMED}
-            name = f'{prefix}.{layers[match[2]]}' if match[2] in layers else None
-        if name == 'classifier' and leaf == 'weight' and _PADDLE_KEY in state_dict:
+        if names.get(module) == 'classifier' and leaf == 'weight' and _PADDLE_KEY in state_dict:
             value = value.t()
-        out[key if name is None else f'{name}.{_PADDLE.get(leaf, leaf)}'] = value
+        if module in names:
+            key = f'{names[module]}.{_PADDLE.get(leaf, leaf)}'
+        if module != '_bn1':
+            out[key] = value
     return out
 
 
-def _known_misfit(state_dict: dict[str, Any], model: nn.Module, first_conv: str) -> str:
-    """Return why the keys of a state dict are not the model's, '' if that is not one of the two usual reasons."""
-    for sign in (f'{first_conv}.weight', *_SIGNS):
-        prefix = next((key.removesuffix(sign) for key in state_dict if key.endswith(f'.{sign}')), '')
-        if prefix and sign not in state_dict:
-            return (
-                f'The keys of the checkpoint begin with {prefix!r}, which a wrapper of the model added. Load '
-                f'{{key.removeprefix({prefix!r}): value for key, value in state_dict.items()}}.')
-    if f'{first_conv}.bias' in state_dict and f'{first_conv}.bias' not in model.state_dict():
-        return (
-            'The checkpoint is of a folded network (timm.utils.reparameterize_model): its batch norms are part of the '
-            'convs, which cannot be undone. Load the checkpoint from before, or fold a new model and load it there.')
-    return ''
+def check_keys(state_dict: dict[str, Any], model: nn.Module) -> None:
+    """Raise an error unless a state dict has the model's keys, except for the classifier's.
 
-
-def check_fit(state_dict: dict[str, Any], model: nn.Module, first_conv: str, classifier: str) -> None:
-    """Raise an error unless a state dict has the model's keys and shapes, except for what timm adapts.
-
-    timm loads with strict=False where classes or features differ, which would take any checkpoint at all in silence.
-    Can be removed when timm's `load_pretrained` checks all but the classifier and the input channels.
+    timm loads with strict=False where classes or features differ, which takes any checkpoint without a word. Can be
+    removed when timm's `load_pretrained` checks all keys but the classifier's. PyTorch checks the shapes.
 
     Args:
         state_dict: A state dict in the model's layout.
-        model: The model.
-        first_conv: Name of the conv whose input channels timm adapts.
-        classifier: Name of the layer whose classes timm adapts.
+        model: The MobileNeXt.
 
     Raises:
-        RuntimeError: If other keys or shapes differ.
+        RuntimeError: If keys are missing or unknown.
     """
-    def first(keys: list[str]) -> str:
-        return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
+    def some(keys: list[str]) -> str:
+        return f'{", ".join(keys[:3])} ({len(keys)} in all)' if keys else 'none'
 
-    def shape(key: str, tensor: torch.Tensor) -> tuple[int, ...]:
-        full = tuple(tensor.shape)
-        return full[:1] + full[2:] if key == f'{first_conv}.weight' else full
-
-    def rest(state: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in state.items() if not key.startswith(f'{classifier}.')}
-
-    expected, found = rest(model.state_dict()), rest(state_dict)
-    unknown = [key for key in found if key not in expected]
-    missing = [key for key in expected if key not in found and not key.endswith('num_batches_tracked')]
+    expected = model.state_dict()
+    unknown, missing = (
+        [key for key in state if key not in other and not key.startswith('classifier.')]
+        for state, other in ((state_dict, expected), (expected, state_dict)))
+    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
     if unknown or missing:
-        raise RuntimeError(_known_misfit(state_dict, model, first_conv) or (
-            f'The checkpoint is not of this {type(model).__name__}:'
-            + (f' it has {first(unknown)}, which the model does not have;' if unknown else '')
-            + (f' it lacks {first(missing)};' if missing else '')
-            + ' expected the keys of the same architecture. Create the one that the checkpoint was made from.'))
-    for key, value in found.items():
-        if shape(key, value) != shape(key, expected[key]):
-            raise RuntimeError(
-                f'The checkpoint is of another width or architecture: {key} has shape {tuple(value.shape)}, expected '
-                f'{tuple(expected[key].shape)}. Create the architecture or width that the checkpoint was made from.')
+        raise RuntimeError(
+            f'The checkpoint is not of this {type(model).__name__}. Unknown keys: {some(unknown)}. Missing keys: '
+            f'{some(missing)}. Create the architecture that the checkpoint was made from. If a wrapper put a prefix '
+            'such as "model." before the keys, remove the prefix. If the network was folded '
+            '(timm.utils.reparameterize_model), load the checkpoint from before: folding cannot be undone.')
 
 
-# Their detector: https://github.com/houqb/ssdlite-pytorch-mobilenext, ssd/modeling/backbone/mobilenext.py. Its backbone
-# is the ReLU6 family with the keys of mnext.py and, of each extra block, a Sequential of convs, norms and activations.
+# The authors' detector: https://github.com/houqb/ssdlite-pytorch-mobilenext, ssd/modeling/backbone/mobilenext.py. Its
+# backbone is the ReLU6 family with the keys of mnext.py. Each extra block is a Sequential of convs, norms, activations.
 _EXTRA = {'0': '0.0', '1': '0.1', '3': '1.0', '4': '1.1', '5': '2.0', '6': '2.1'}
 _EXTRA_KEY = re.compile(r'extras\.(\d+)\.(\d+)\.(\w+)')
 
 
 def split_ssdlite(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a state dict of the authors' SSDLite backbone; one of a classifier has only the first part.
+    """Split a state dict of the authors' SSDLite backbone into classifier and extra blocks.
 
     Args:
         state_dict: The state dict.
 
     Returns:
-        The part that a classifier has, with its keys as they are, and the extra blocks with the keys of
-        `detection.SSDLiteFeatureExtractor.extra`. A key that an extra block has no place for is in the first part.
+        The classifier's part with its keys unchanged, and the extra blocks with the keys of
+        `detection.SSDLiteFeatureExtractor.extra`. Unknown keys are in the first part.
     """
     network, extra = {}, {}
     for key, value in state_dict.items():

@@ -1,15 +1,14 @@
 """Where pretrained weights come from: `locate` decides, `_builder` takes them from there, and `doctor` prints it.
 
-What a user names is timm's matter. For the registered weights the Hub is asked only for the commit that a release pins,
-and a file of the paper's authors is verified against its git blob id before anything of it is read. Of PaddleClas's
-file no digest is known.
+What the user names is left to timm. For registered weights the Hub is asked only for the commit that a release pins. A
+file of the paper's authors is verified against its git blob id before it is read. PaddleClas's has no known digest.
 """
 import hashlib
 import http.client
 import logging
-import os
 import pickle
 import re
+import shutil
 import tempfile
 import threading
 import urllib.request
@@ -28,22 +27,21 @@ from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
 from timm.models._helpers import load_state_dict
 from timm.models._hub import hf_split
 
-from timm_mobilenext.weights.authors import SOURCES, Source, find_source
+from timm_mobilenext.weights.authors import Source, find_source
 
 _logger = logging.getLogger(__name__)
 
-WEIGHTS_NAME = 'model.safetensors'  # the one weight file that is taken from the Hub
-CONNECT_SECONDS = 4.  # wait for a connection to each of the two servers: a packet that is lost twice still arrives
-_ATTEMPTS = 3
+WEIGHTS_NAME = 'model.safetensors'  # the only weight file that is taken from the Hub
+CONNECT_SECONDS = 4.  # for each of the two servers, enough for a packet that is lost twice
 
 
 class Place(NamedTuple):
     """Where the weights of a model come from.
 
     Attributes:
-        text: In words.
-        read: Returns the state dict, after a download if need be, or raises what a user can do without it. None where
-            timm finds the weights: what the user named.
+        text: The place in words.
+        read: Returns the state dict, downloaded if need be, or raises an error that says what to do. None where timm
+            does it: for weights that the user names, and where there are none.
     """
 
     text: str
@@ -53,8 +51,7 @@ class Place(NamedTuple):
 def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Place:
     """Decide where the weights of a model come from.
 
-    What a release has pinned is on the Hub; if the Hub does not give it, and for what is not pinned, the authors' file
-    has the same weights. What is in a cache comes first.
+    Caches come first. Then the Hub, if a release pins the weights. Then the authors' file, which has the same weights.
 
     Args:
         cfg: The config of the pretrained weights.
@@ -69,7 +66,7 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Place:
         return Place('named by the user')
     source, repo = find_source(name), cfg.hf_hub_id
     if source is None:
-        return Place(f'Hub ({repo})') if repo else Place('none', partial(_no_weights, str(cfg.architecture)))
+        return Place('none')
     from_authors = partial(_from_authors, source, cache_dir)
     whose = f'{source.owner.removeprefix("the ")} file{"" if source.blob else ", no digest known"}'
     repo_id, revision = hf_split(repo) if repo else ('', None)
@@ -91,12 +88,6 @@ def locate(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Place:
         huggingface_hub.hf_hub_download(repo_id, WEIGHTS_NAME, revision=revision, cache_dir=cache_dir)))
 
 
-def _no_weights(architecture: str) -> dict[str, Any]:
-    raise RuntimeError(
-        f'No pretrained weights exist for {architecture}, only for {", ".join(SOURCES)}. Use `pretrained=False` and a '
-        'recipe of the project (docs/training.md).')
-
-
 def _from_authors(source: Source, cache_dir: str | Path | None, reason: str = '') -> dict[str, Any]:
     if source.blob is None:
         reason = f', of which no digest is known{reason}'
@@ -108,8 +99,7 @@ def _from_authors(source: Source, cache_dir: str | Path | None, reason: str = ''
 def _hub_problem(repo_id: str, revision: str | None) -> str:
     """Return why the Hub does not give the weights of a commit within `CONNECT_SECONDS`, '' if it does.
 
-    In a thread that nobody waits for: the Hub's client tries the addresses of a server one after another, and a name
-    server may hold it longer than any timeout.
+    Its client tries the addresses of a server one after another, so it asks in a thread that can be left behind.
     """
     found = ['no answer']
 
@@ -117,7 +107,7 @@ def _hub_problem(repo_id: str, revision: str | None) -> str:
         url = huggingface_hub.hf_hub_url(repo_id, WEIGHTS_NAME, revision=revision)
         try:
             metadata = huggingface_hub.get_hf_file_metadata(url, timeout=CONNECT_SECONDS / 2)
-            found[0] = '' if metadata.commit_hash == revision else 'no answer of a Hub'
+            found[0] = '' if metadata.commit_hash == revision else 'not the answer of a Hub'
         except Exception as error:  # of the client, of the HTTP library under it, of the system
             found[0] = type(error).__name__
 
@@ -129,88 +119,82 @@ def _hub_problem(repo_id: str, revision: str | None) -> str:
 
 def git_blob_id(path: Path) -> str:
     """Return the id that git gives to the content of a file, as `git hash-object` prints it."""
-    with path.open('rb') as file:
-        digest = hashlib.sha1(b'blob %d\0' % os.fstat(file.fileno()).st_size)
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    digest = hashlib.sha1(b'blob %d\0' % path.stat().st_size)
+    digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def cached_file(source: Source, cache_dir: str | Path | None = None) -> Path:
-    """Return where a file of others is kept, whether it is there or not: `cache_dir` or the cache of torch.hub."""
+    """Return where a file of others is cached, if it is: in `cache_dir` or the cache of torch.hub."""
     return Path(cache_dir or Path(torch.hub.get_dir()) / 'checkpoints').expanduser() / source.name
 
 
 def fetch(source: Source, cache_dir: str | Path | None = None) -> Path:
-    """Return a file of others in the cache, downloaded if it is not there; it has the expected git blob id.
+    """Return a file of others from the cache, verified, and download it first if it is not there.
 
-    A download that is cut short starts again. It lies under another name until it is verified, and nothing is left
-    of one that fails, so processes that start at once do not meet in a file.
+    A download has another name until it is verified, also for processes that start at once. A failed one is removed.
 
     Args:
         source: The file.
-        cache_dir: Folder to keep it in, by default the cache of torch.hub.
+        cache_dir: Folder of the cache, by default that of torch.hub.
 
     Raises:
         OSError: If the file cannot be downloaded or written.
-        RuntimeError: If what was downloaded is not that file.
+        RuntimeError: If another file came.
     """
-    path, owner = cached_file(source, cache_dir), f'{source.owner[0].upper()}{source.owner[1:]}'
+    path = cached_file(source, cache_dir)
     remedy = (
-        f'Download it by other means and pass `pretrained_cfg_overlay=dict(file=PATH)`; {path.parent} is the cache, '
-        'which `cache_dir=` or TORCH_HOME moves.')
+        'Download it by other means and pass `pretrained_cfg_overlay=dict(file=PATH)`. To move the cache from '
+        f'{path.parent}, use `cache_dir=` or TORCH_HOME.')
     if path.exists():
         if source.blob in (None, git_blob_id(path)):
             return path
         _logger.warning(f'{path} is damaged, its git blob id is not {source.blob}. Downloading it again.')
     if constants.HF_HUB_OFFLINE:
-        raise OSError(f'{owner} file {source.url} is not in the cache and HF_HUB_OFFLINE is set. {remedy}')
+        raise OSError(f'{source.url} is not in the cache, and HF_HUB_OFFLINE is set. {remedy}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.timm-mobilenext-', dir=path.parent) as folder:
-            download = Path(folder) / source.name
+            download = Path(folder, source.name)
             _download(source.url, download)
-            blob, size = git_blob_id(download), download.stat().st_size
+            blob = git_blob_id(download)
             if source.blob in (None, blob):
-                os.replace(download, path)
-                return path
+                return download.replace(path)
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f'{owner} file {source.url} could not be downloaded to {path}: {error}. {remedy}') from error
+        raise OSError(f'{source.url} could not be downloaded to {path}: {error}. {remedy}') from error
     raise RuntimeError(
-        f'{source.url} gave {size} bytes with git blob id {blob}, expected {source.blob}: it was changed on the way. '
-        f'Nothing of it was read. {remedy}')
+        f'{source.url} gave a file with git blob id {blob}, expected {source.blob}. It was not read. {remedy}')
 
 
 def _download(url: str, path: Path) -> None:
-    """Download a file, three times at most if the connection breaks off in the middle; later attempts wait longer."""
-    for attempt in range(_ATTEMPTS):
+    """Download a file, again if the connection breaks off in the middle, each time with more patience."""
+    for seconds in (CONNECT_SECONDS, 4 * CONNECT_SECONDS, 16 * CONNECT_SECONDS):
         try:
-            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS * 4 ** attempt) as body, path.open('wb') as file:
+            with urllib.request.urlopen(url, timeout=seconds) as body, path.open('wb') as file:
                 size = int(body.headers.get('Content-Length') or 0)
-                with tqdm(total=size or None, unit='B', unit_scale=True, desc=path.name) as bar:
-                    while chunk := body.read(1 << 16):
-                        bar.update(file.write(chunk))
-            if bar.n < size:  # read() takes a body that ends early for a whole one
-                raise ConnectionError(f'{bar.n} of {size} bytes came')
+                with tqdm.wrapattr(body, 'read', total=size or None, desc=path.name) as chunks:
+                    shutil.copyfileobj(chunks, file)
+            if path.stat().st_size < size:  # read() takes a body that ends early for a whole one
+                raise ConnectionError(f'{path.stat().st_size} of {size} bytes came')
             return
-        except (ConnectionError, TimeoutError, http.client.HTTPException):
-            if attempt == _ATTEMPTS - 1:
-                raise
+        except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
+            failure = error
+    raise failure
 
 
 def read(path: str | Path, use_ema: bool = True) -> dict[str, Any]:
-    """Read the state dict of a checkpoint of any origin, by timm's reader, which runs no code of the file.
+    """Read the state dict of a checkpoint with timm's reader, which runs no code of the file.
 
     Args:
-        path: A safetensors file, one that `torch.save` wrote, training checkpoints included, or a state dict that
-            `paddle.save` wrote, by its suffix `.pdparams`.
+        path: A safetensors file, a file that `torch.save` wrote, such as a training checkpoint, or a `.pdparams` file,
+            a state dict that `paddle.save` wrote.
         use_ema: Take the exponential moving average of the weights where the file has it.
 
     Raises:
         OSError: If the file is not there or cannot be read.
         RuntimeError: If the file is damaged or asks for code.
     """
-    open(path, 'rb').close()  # an OSError below is of a damaged file, which names another
+    open(path, 'rb').close()  # an OSError below is about a damaged file
     try:
         if Path(path).suffix == '.pdparams':
             return _read_paddle(Path(path))
@@ -220,11 +204,11 @@ def read(path: str | Path, use_ema: bool = True) -> dict[str, Any]:
         code = re.search(r'GLOBAL (\S+)', str(cause))  # the rest advises to load the file unsafely
         found = f'it asks for the code of {code[1]}' if code else type(cause).__name__
         raise RuntimeError(
-            f'{path} was not loaded ({found}). It is damaged, or not a checkpoint: give a safetensors file or a '
+            f'{path} was not loaded ({found}). It is damaged, or not a checkpoint. Give a safetensors file, or a '
             'PyTorch checkpoint of tensors and plain values.') from error
 
 
-# numpy.core is of NumPy 1; _codecs.encode makes bytes in the second protocol of pickle; a tuple is a name and its array
+# numpy.core is of NumPy 1; _codecs.encode makes bytes in pickle's protocol 2; a tuple is Paddle's name and the array
 _NUMPY_GLOBALS = {
     'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct', 'numpy.ndarray', 'numpy.dtype',
     '_codecs.encode', 'builtins.tuple', '__builtin__.tuple'}
@@ -243,7 +227,7 @@ def _read_paddle(path: Path) -> dict[str, Any]:
     with path.open('rb') as file:
         content = _ArrayUnpickler(file).load()
     arrays = {key: value[1] if isinstance(value, tuple) else value for key, value in content.items()}
-    # PaddlePaddle saves bfloat16 as integers of its bits, which are left out, and missed where the model is loaded
+    # PaddlePaddle saves bfloat16 as integers. They are left out here, and loading the model reports them as missing.
     return {
         key: torch.from_numpy(array) for key, array in arrays.items()
         if isinstance(array, np.ndarray) and array.dtype.kind == 'f'}
