@@ -59,7 +59,7 @@ class Options:
     mean: Sequence[float] | None = field(default=None, metadata=dict(
         type=float, nargs='+', metavar='X', help="mean of the pixels, per channel or for all (default: the model's)"))
     std: Sequence[float] | None = field(default=None, metadata=dict(
-        type=float, nargs='+', metavar='X', help="their standard deviation (default: the model's)"))
+        type=float, nargs='+', metavar='X', help="standard deviation of the pixels (default: the model's)"))
     min_agreement: float = field(default=0.9, metadata=dict(
         type=float, metavar='SHARE',
         help='share of the images that have to get the same class as in PyTorch (default: %(default)s)'))
@@ -111,20 +111,15 @@ class Exported:
         return f'{verdict} PyTorch{found} largest logit difference {size} standard deviations{note}'
 
 
-def _read_images(folder: str | Path, data_config: dict[str, Any], count: int) -> np.ndarray:
-    """Return images below a folder, evenly picked, at most `count`, as the network takes them, (N, C, H, W)."""
+def _read_images(folder: str | Path, mode: str, data_config: dict[str, Any], count: int) -> np.ndarray:
+    """Return at most `count` images below a folder, evenly picked, as the network takes them, (N, C, H, W)."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f'Folder {folder} does not exist.')
     images = ImageDataset(
-        str(folder), input_key=IMAGE_SUFFIXES, input_img_mode=_mode(data_config),
-        transform=create_transform(**data_config))
+        str(folder), input_key=IMAGE_SUFFIXES, input_img_mode=mode, transform=create_transform(**data_config))
     count = min(count, len(images))
     progress = tqdm(range(count), desc=f'reading {folder}', unit='image', leave=False)
     return np.stack([images[i * len(images) // count][0].numpy() for i in progress])
-
-
-def _mode(data_config: dict[str, Any]) -> str:
-    return 'RGB' if data_config['input_size'][0] == 3 else 'L'
 
 
 def _describe(converted: Converted, data_config: dict[str, Any], label_names: list[str] | None) -> dict[str, Any]:
@@ -136,7 +131,7 @@ def _describe(converted: Converted, data_config: dict[str, Any], label_names: li
     return {
         **converted.provenance,
         'exporter': f'timm-mobilenext {__version__}',
-        'input': _mode(data_config),
+        'input': 'RGB' if data_config['input_size'][0] == 3 else 'L',
         **{key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()},
         'num_classes': model.num_classes,
         **({'label_names': list(labels)} if labels else {}),
@@ -175,10 +170,9 @@ def _check(row: Exported, model: torch.nn.Module, images: np.ndarray | None, opt
     if not row.largest_difference <= most:  # nan too
         row.note = f'expected at most {most}'
     if row.note and not options.keep:
-        ways = ('' if row.images else 'check it on images like those it will see (--check DIR), ')
-        raise RuntimeError(
-            f'{row.path.name} {row.check()}. You can {ways}{REMEDIES.get(row.precision, "")}keep it to look at it '
-            '(--keep).')
+        remedy = '' if row.images else 'check it on images like those it will see (--check DIR), '
+        remedy += REMEDIES.get(row.precision, '') + 'keep it to look at it (--keep)'
+        raise RuntimeError(f'{row.path.name} {row.check()}. You can {remedy}.')
 
 
 def _runtimes(formats: Sequence[str], options: Options) -> list[Runtime]:
@@ -231,10 +225,10 @@ def write(
     model = copy.copy(converted.model)  # with a config of its own
     data_config = resolve_input_data_config(model, dict(img_size=chosen.img_size, mean=chosen.mean, std=chosen.std))
     model.pretrained_cfg = model.pretrained_cfg | data_config
-    calibration, images = (
-        None if given is None else _read_images(given, data_config, chosen.num_images)
-        for given in (chosen.calibration, chosen.check))
     about = _describe(converted, data_config, label_names)
+    calibration, images = (
+        None if given is None else _read_images(given, about['input'], data_config, chosen.num_images)
+        for given in (chosen.calibration, chosen.check))
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     exported = []
     with tempfile.TemporaryDirectory() as work:

@@ -7,7 +7,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import platform
 import sys
 import tempfile
 import zipfile
@@ -23,25 +22,18 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence converters; where one fails, the end of what it printed is a note of the exception."""
+    """Silence converters."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with tempfile.TemporaryFile('w+', errors='replace') as log, contextlib.ExitStack() as stack:
+    with open(os.devnull, 'w') as nothing, contextlib.ExitStack() as stack:
         for descriptor in (1, 2):  # native code and child processes write to these
             saved = os.dup(descriptor)
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, descriptor)
-            os.dup2(log.fileno(), descriptor)
-        stack.enter_context(contextlib.redirect_stdout(log))
-        stack.enter_context(contextlib.redirect_stderr(log))
-        try:
-            yield
-        except Exception as error:
-            log.flush()
-            log.seek(0)
-            if hasattr(error, 'add_note'):  # since Python 3.11, which all converters need
-                error.add_note(log.read()[-2000:])
-            raise
+            os.dup2(nothing.fileno(), descriptor)
+        stack.enter_context(contextlib.redirect_stdout(nothing))
+        stack.enter_context(contextlib.redirect_stderr(nothing))
+        yield
 
 
 class Runtime:
@@ -310,7 +302,7 @@ class CoreMl(Runtime):
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it, on macOS."""
-        if platform.system() != 'Darwin':
+        if sys.platform != 'darwin':
             raise NotImplementedError('Core ML runs only on macOS and iOS')
         import coremltools
 
