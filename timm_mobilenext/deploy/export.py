@@ -4,8 +4,7 @@
     python -m timm_mobilenext export model_best.pth.tar --format onnx --int8 --calibration images --output files
     python -m timm_mobilenext export hf-hub:me/mine --format litert --output files
 
-SOURCE is a model name of timm with pretrained weights, a checkpoint of train.py, a converted folder, or
-hf-hub:OWNER/NAME. docs/mobile.md says which format is for what, and how to load it on a device.
+docs/mobile.md says which format is for what, and how to load it on a device.
 """
 import argparse
 import copy
@@ -105,8 +104,7 @@ class Exported:
         verdict = 'differs from' if self.note else 'matches'
         same = round((self.top1_agreement or 0) * self.images)
         found = f': same class on {same} of {self.images} images,' if self.images else ' on noise:'
-        difference = self.largest_difference
-        size = 'below 0.001' if difference < 1e-3 and not self.note else f'{difference:.2g}'
+        size = 'below 0.001' if self.largest_difference < 1e-3 and not self.note else f'{self.largest_difference:.2g}'
         note = f' ({self.note})' if self.note else ''
         return f'{verdict} PyTorch{found} largest logit difference {size} standard deviations{note}'
 

@@ -5,11 +5,9 @@ timmx writes every file. The rest is here, a class for each format: int8 for ONN
 """
 import contextlib
 import importlib.util
-import json
 import os
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,7 +47,7 @@ class Runtime:
         int8_modules: What else has to be installed for files that compute in int8.
         extra: Extra of this package that brings them.
         precision: What a plain file computes in.
-        precisions: Those of other files -> timmx's options for them: weights_int8, weights_fp16, or all in int8.
+        precisions: Those of other files, of weights_int8, weights_fp16 and int8 -> timmx's options for it.
         options: timmx's options for a plain file.
     """
 
@@ -106,12 +104,11 @@ class Runtime:
         with tempfile.TemporaryDirectory() as work:
             data = Path(work) / 'images.pt'
             torch.save(torch.from_numpy(images), data)
-            self.convert(
-                folder, path, images.shape[1:], calibration_data=data, per_channel=per_channel,
-                **self.precisions['int8'])
+            options = self.precisions['int8'] | dict(calibration_data=data, per_channel=per_channel)
+            self.convert(folder, path, images.shape[1:], **options)
 
     def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write metadata into the file, if its format has a place for them."""
+        """Write metadata into the file, if viewers of its format show them."""
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Return the file as a function of one image, see `load` below."""
@@ -213,17 +210,6 @@ class OpenVino(Runtime):
                     weights_quantization_params=QuantizationParameters(per_channel=per_channel)))
             openvino.save_model(quantized, path, compress_to_fp16=False)
 
-    def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write `model_info` of `rt_info`, where OpenVINO's own tools describe models."""
-        import openvino
-
-        core = openvino.Core()
-        core.set_property({'ENABLE_MMAP': False})  # read all of the file, as it is written again
-        model = core.read_model(path)
-        for key, value in metadata.items():
-            model.set_rt_info(value, ['model_info', key])
-        openvino.save_model(model, path, compress_to_fp16=False)
-
     def load(self, path: Path, threads: int | None = None, precision: str = 'f32') -> Run:
         """Run it on the processor, in f32 or in bf16, which OpenVINO itself would choose where the processor has it."""
         import openvino
@@ -258,11 +244,6 @@ class LiteRt(Runtime):
     modules = ('litert_torch', 'ai_edge_litert')
     extra = 'litert'
     precisions: ClassVar = {'weights_fp16': dict(mode='fp16'), 'int8': dict(mode='int8')}
-
-    def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Append `timm_mobilenext.json`, packed as LiteRT has associated files packed: `unzip` finds it."""
-        with zipfile.ZipFile(path, 'a') as archive:
-            archive.writestr('timm_mobilenext.json', json.dumps(metadata))
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it with XNNPACK, on one thread by default. An int8 file takes integers and answers in them."""
@@ -355,11 +336,6 @@ class TorchExport(Runtime):
     name = 'torch-export'
     suffixes = ('.pt2',)
 
-    def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write the extra file `timm_mobilenext.json` in it."""
-        torch.export.save(
-            torch.export.load(path), path, extra_files={'timm_mobilenext.json': json.dumps(metadata)})
-
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it in PyTorch, on the threads of the process."""
         return _in_torch(torch.export.load(path).module())
@@ -370,10 +346,6 @@ class TorchScript(Runtime):
 
     name = 'torchscript'
     suffixes = ('.pt',)
-
-    def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write the extra file `timm_mobilenext.json` in it."""
-        torch.jit.save(torch.jit.load(path), path, _extra_files={'timm_mobilenext.json': json.dumps(metadata)})
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it in PyTorch, on the threads of the process."""
