@@ -148,7 +148,7 @@ def _compare(model: torch.nn.Module, run: Run, images: np.ndarray, title: str) -
     return agreement, float(np.abs(answers - right).max() / right.std())
 
 
-def _check(row: Exported, model: torch.nn.Module, images: np.ndarray | None, options: Options) -> None:
+def _check(row: Exported, model: Any, images: np.ndarray | None, options: Options) -> None:
     """Compare a file with PyTorch on images, or on noise without any, and write what was found into its row."""
     try:
         run = RUNTIMES[row.format].load(row.path, threads=1)
@@ -162,15 +162,15 @@ def _check(row: Exported, model: torch.nn.Module, images: np.ndarray | None, opt
     if images is not None:
         row.images, row.top1_agreement = len(images), agreement
         if row.precision.startswith('weights_'):
-            most = math.inf  # the tolerance is for noise; on images the classes count, as in int8
+            most = math.inf  # that is for noise; on images the classes count, as in int8
         if agreement < options.min_agreement:
             row.note = f'expected the same class on at least {options.min_agreement:.0%}'
     if not row.largest_difference <= most:  # nan too
         row.note = f'expected at most {most}'
     if row.note and not options.keep:
-        remedy = '' if row.images else 'check it on images like those it will see (--check DIR), '
-        remedy += REMEDIES.get(row.precision, '') + 'keep it to look at it (--keep)'
-        raise RuntimeError(f'{row.path.name} {row.check()}. You can {remedy}.')
+        ways = '' if row.images else 'check it on images like those it will see (--check DIR), '
+        ways += REMEDIES.get(row.precision, '') + 'keep it to look at it (--keep)'
+        raise RuntimeError(f'{model.pretrained_cfg["architecture"]} as {row.path.name} {row.check()}. You can {ways}.')
 
 
 def _runtimes(formats: Sequence[str], options: Options) -> list[Runtime]:
