@@ -261,7 +261,7 @@ def main(argv: list[str]) -> int:
 def _report(site: dict[str, Any], output: Path) -> None:
     """Say what the site has, what a visit downloads, and what comes next."""
     for model in site['models']:
-        print(f'{model["name"]}: {"; ".join(model["facts"])}')
+        print(f'{model["name"]}: {model["file"]["bytes"] / 1e6:.2f} MB to download; {model["facts"][-1]}')
     page = sum((output / path.name).stat().st_size for path in PAGE.iterdir())
     runtime = site['runtime']['bytes'] + sum((output / PACKAGE / file).stat().st_size for file in LOADERS)
     print(f'{output}: a first visit downloads the first network, {runtime / 1e6:.2f} MB of runtime and '
