@@ -87,11 +87,10 @@ def folder(trained, digits, tmp_path_factory) -> Path:
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='only Linux lists the threads of a process there')
 def test_threads(folder):
     """A file runs on as many threads as it is told."""
-    counts, runs = [len(os.listdir('/proc/self/task'))], []
-    for threads in (1, 3):
-        runs.append(runtimes.load(folder / 'model.onnx', threads=threads))
-        counts.append(len(os.listdir('/proc/self/task')))
-    assert counts[2] - counts[1] == counts[1] - counts[0] + 2
+    before = len(os.listdir('/proc/self/task'))
+    run = runtimes.load(folder / 'model.onnx', threads=3)
+    assert len(os.listdir('/proc/self/task')) == before + 2
+    assert run(np.zeros((1, 1, 32, 32), np.float32)).shape == (1, 10)
 
 
 @needs_exporter

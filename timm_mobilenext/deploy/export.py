@@ -40,7 +40,7 @@ REMEDIES = {  # for a file that does not match PyTorch
 
 @dataclass
 class Options:
-    """What else to write than plain files, for which images, and how to check all files; see the help of each."""
+    """Which files to write besides the plain ones, for which images, and how to check them; see the help of each."""
 
     weights: Sequence[str] = field(default=(), metadata=dict(
         nargs='+', choices=['int8', 'fp16'], metavar='PRECISION',
@@ -73,18 +73,18 @@ class Options:
 
 @dataclass
 class Exported:
-    """A file that was written, and what its check found.
+    """A file that was written, and the result of its check.
 
     Attributes:
         path: The file, the first if there are two.
         format: Its format, one of `RUNTIMES`.
-        precision: What it computes in, fp32, fp16 or int8; weights_int8 or weights_fp16 if only its weights are.
+        precision: fp32, fp16 or int8, if it computes so; weights_int8 or weights_fp16, if only its weights are so.
         input_size: (C, H, W) of an image.
         bytes: Its size, with that of a second file.
-        images: Number of images that it was checked on, 0 for noise.
-        top1_agreement: Share of these that get PyTorch's class.
+        images: Number of images for the check, 0 for noise.
+        top1_agreement: Share of them that get PyTorch's class.
         largest_difference: Of a logit to PyTorch's, in standard deviations of all logits; None if not checked.
-        note: Why it was not checked, or what it was expected to meet and does not.
+        note: Why it was not checked, or what was expected of it and is not so.
     """
 
     path: Path
@@ -98,7 +98,7 @@ class Exported:
     note: str = ''
 
     def check(self) -> str:
-        """Return in words what the check found."""
+        """Return the result of the check in words."""
         if self.largest_difference is None:
             return self.note
         verdict = 'differs from' if self.note else 'matches'
@@ -165,7 +165,7 @@ def _check(row: Exported, model: Any, images: np.ndarray | None, options: Option
             most = math.inf  # that is for noise; on images the classes count, as in int8
         if agreement < options.min_agreement:
             row.note = f'expected the same class on at least {options.min_agreement:.0%}'
-    if not row.largest_difference <= most:  # nan too
+    if not row.largest_difference <= most:  # also if it is nan
         row.note = f'expected at most {most}'
     if row.note and not options.keep:
         ways = '' if row.images else 'check it on images like those it will see (--check DIR), '
@@ -220,7 +220,7 @@ def write(
     runtimes = _runtimes(formats, chosen)
     from timm.data import resolve_input_data_config  # of timm 1.0.31, which the extra brings
 
-    model = copy.copy(converted.model)  # with a config of its own
+    model = copy.copy(converted.model)  # to change its config
     data_config = resolve_input_data_config(model, dict(img_size=chosen.img_size, mean=chosen.mean, std=chosen.std))
     model.pretrained_cfg = model.pretrained_cfg | data_config
     about = _describe(converted, data_config, label_names)

@@ -1,4 +1,4 @@
-"""The formats that a model is exported to, and what their exporter, timmx, lacks.
+"""The formats that a model is exported to, and what timmx, the exporter, lacks.
 
 timmx writes every file. The rest is here, a class for each format: int8 for ONNX Runtime and OpenVINO, weights in 8 or
 16 bits for ONNX, metadata in the file, and the file as a function of an image, to check it and to time it.
@@ -42,9 +42,9 @@ class Runtime:
 
     Attributes:
         name: Name of the format, as timmx spells it.
-        suffixes: Ends of the names of its files; the runtime is given the first.
+        suffixes: Ends of the names of its files. The runtime is given the first file.
         modules: What has to be installed to make and run it.
-        int8_modules: What else has to be installed for files that compute in int8.
+        int8_modules: What has to be installed too for files that compute in int8.
         extra: Extra of this package that brings them.
         precision: What a plain file computes in.
         precisions: Those of other files, of weights_int8, weights_fp16 and int8 -> timmx's options for it.
@@ -211,7 +211,7 @@ class OpenVino(Runtime):
             openvino.save_model(quantized, path, compress_to_fp16=False)
 
     def load(self, path: Path, threads: int | None = None, precision: str = 'f32') -> Run:
-        """Run it on the processor, in f32 or in bf16, which OpenVINO itself would choose where the processor has it."""
+        """Run it on the processor in f32, or in bf16, which OpenVINO by itself chooses on processors that have it."""
         import openvino
 
         options = {'INFERENCE_PRECISION_HINT': precision, **({'INFERENCE_NUM_THREADS': threads} if threads else {})}
@@ -301,7 +301,7 @@ class Ncnn(Runtime):
     options: ClassVar = dict(fp16=False)
 
     def convert(self, folder: Path, path: Path, input_size: Sequence[int], **options: Any) -> None:
-        """Have timmx write a folder, and keep its two files that ncnn loads."""
+        """Let timmx write a folder, and keep the two files in it that ncnn loads."""
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             super().convert(folder, Path(work), input_size, **options)
             for written, file in zip(self.files(Path(work, f'model{self.suffixes[0]}')), self.files(path), strict=True):

@@ -65,35 +65,26 @@ def sites(exporter, npm, trained_folders, trained, tmp_path_factory) -> dict[str
     return {name: folder / name for name in sources}
 
 
-class Expected:
-    """What Python answers: timm's transform, and ONNX Runtime."""
-
-    def __init__(self, site: Path, folder: Path) -> None:
-        self.models = json.loads((site / 'models.json').read_text())['models']
-        self.runs = {}
-        for i, model in enumerate(self.models):
-            path = folder / f'{i}.onnx'
-            path.write_bytes(gzip.decompress((site / model['file']['path']).read_bytes()))
-            self.runs[model['name']] = runtimes.load(path, threads=1)
-
-    def __call__(self, picture: Path, name: str, **changed: Any) -> np.ndarray:
-        """Return the logits of a network for a picture, with changes to its config."""
-        config = next(model for model in self.models if model['name'] == name) | changed
+@pytest.fixture(scope='session')
+def python(sites, tmp_path_factory) -> Callable[[str, Path, str], np.ndarray]:
+    """A function from a site, a picture and a network's name to the logits of timm's transform and ONNX Runtime."""
+    @functools.cache
+    def load(site: str, name: str) -> tuple[runtimes.Run, Callable, str]:
+        models = json.loads((sites[site] / 'models.json').read_text())['models']
+        about = next(model for model in models if model['name'] == name)
+        path = tmp_path_factory.mktemp('expected') / 'model.onnx'
+        path.write_bytes(gzip.decompress((sites[site] / about['file']['path']).read_bytes()))
         keys = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
-        transform = create_transform(**{key: config[key] for key in keys})
+        return runtimes.load(path, threads=1), create_transform(**{key: about[key] for key in keys}), about['input']
+
+    def logits(site: str, picture: Path, name: str) -> np.ndarray:
+        run, transform, mode = load(site, name)
         with Image.open(picture) as image:
             image = ImageOps.exif_transpose(image)
             if image.has_transparency_data:
-                image = image.convert('RGBA')
-                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-            image = image.convert('RGB').convert(config['input'])
-        return self.runs[name](transform(image)[None].numpy()).flatten()
-
-
-@pytest.fixture(scope='session')
-def python(sites, tmp_path_factory) -> dict[str, Expected]:
-    """Functions from a picture and the name of a network to the logits of its file, for each site."""
-    return {name: Expected(site, tmp_path_factory.mktemp('expected')) for name, site in sites.items()}
+                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
+            return run(transform(image.convert('RGB').convert(mode))[None].numpy()).flatten()
+    return logits
 
 
 @pytest.fixture

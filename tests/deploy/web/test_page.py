@@ -49,12 +49,12 @@ def test_answers(browser, visit, python, photographs):
     visit('fp32')
     for path in photographs:
         for name, logits in browser.answer(path).items():
-            expected = python['fp32'](path, name)
+            expected = python('fp32', path, name)
             assert logits.argmax() == expected.argmax(), (path, name)
             np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0, err_msg=f'{path.name}, {name}')
     browser.select(1, 'Ziffern')  # of another size, mean, std and number of channels
     for name, logits in browser.answer(path).items():
-        np.testing.assert_allclose(logits, python['fp32'](path, name), atol=1e-4)
+        np.testing.assert_allclose(logits, python('fp32', path, name), atol=1e-4)
     assert not browser.errors()
 
 
@@ -100,12 +100,12 @@ def test_kinds_of_pictures(browser, visit, python, photograph, tmp_path):
             ('indexed.gif', image.quantize(16), {}), ('long.png', image.resize((20_000, 1)), {})):
         picture.save(tmp_path / file, **options)
         for name, logits in browser.answer(tmp_path / file).items():
-            np.testing.assert_allclose(logits, python['fp32'](tmp_path / file, name), atol=1e-4, err_msg=file)
-    assert browser.text('#note') == 'The network sees only the middle, 0.003 % of it.'
+            np.testing.assert_allclose(logits, python('fp32', tmp_path / file, name), atol=1e-4, err_msg=file)
+    assert browser.text('#note') == 'The network sees only the middle of the picture, 0.003 % of it.'
 
     image.resize((6000, 4000)).save(tmp_path / 'huge.jpg', exif=turned)  # which phones cannot hold whole
     assert len(browser.answer(tmp_path / 'huge.jpg')) == 2
-    assert browser.text('#note').startswith('It has 24 million pixels and was reduced first')
+    assert browser.text('#note').startswith('The picture has 24 million pixels and was reduced first')
     assert browser.js('const {width, height} = document.getElementById("preview"); return width < height')  # turned
     assert not browser.errors()
 
@@ -119,7 +119,7 @@ def test_one_network(browser, visit, python, digits):
     for label in range(10):
         path = next((digits / 'validation' / str(label)).iterdir())
         logits = browser.answer(path, 1)['Ziffern']
-        np.testing.assert_allclose(logits, python['one'](path, 'Ziffern'), atol=1e-4)
+        np.testing.assert_allclose(logits, python('one', path, 'Ziffern'), atol=1e-4)
     assert browser.text('#answers li:first-child').startswith(f'class {logits.argmax()}')  # its classes have no names
     browser.wait('measured.length')
     assert browser.js('return document.querySelectorAll("select").length') == 0
@@ -133,9 +133,9 @@ def test_two_networks(browser, visit, python, photograph):
     """Both answer side by side, in int8 close to fp32, are timed in turn, change places, and one can go away."""
     visit('int8')
     for name, logits in browser.answer(photograph).items():
-        np.testing.assert_allclose(logits, python['int8'](photograph, name), atol=1e-4)
+        np.testing.assert_allclose(logits, python('int8', photograph, name), atol=1e-4)
         if name == 'mobilenext_100':
-            np.testing.assert_allclose(logits, python['fp32'](photograph, name), atol=0.2)
+            np.testing.assert_allclose(logits, python('fp32', photograph, name), atol=0.2)
     timed = browser.wait('measured[0]')
     assert timed['names'] == ['mobilenext_100', 'mobilenetv2_035']
     assert [len(times) for times in timed['times']] == [21, 21]
@@ -173,7 +173,7 @@ def test_drop_and_paste(browser, visit, photograph):
           new DragEvent('drop', options) : new ClipboardEvent('paste', options));
     """
     content = base64.b64encode(photograph.read_bytes()).decode()
-    for way, said in (('drop', 'That was not a file'), ('paste', 'There is no picture in the clipboard.')):
+    for way, said in (('drop', 'This is not a file'), ('paste', 'The clipboard has no picture.')):
         browser.js(give, content, way, True)
         answers = browser.wait('heard.find(its => its.name === arguments[0] && its.answers.length === 2)', way)
         np.testing.assert_array_equal(answers['answers'][0]['logits'], right)
@@ -239,7 +239,7 @@ def test_bad_pictures(browser, visit, photograph, tmp_path):
     size = struct.pack('>IIBBBBB', 20_000, 15_000, 8, 2, 0, 0, 0)
     visit('int8')
     for name, bad, said in (
-            ('words.jpg', b'These are words.', 'words.jpg is not an image we can read. Use JPEG, PNG, WebP, GIF, AVIF'),
+            ('words.jpg', b'These are words.', 'words.jpg is not an image that this page can read. Use JPEG, PNG, '),
             ('empty.png', b'', 'empty.png is empty.'),
             ('cut.jpg', photograph.read_bytes()[:800],
              'cut.jpg is damaged or cut off: it starts as JPEG, but the browser cannot decode it.'),
@@ -280,7 +280,7 @@ def test_network_that_fails(is_cut, browser, serve, sites, photograph, tmp_path)
 
 @pytest.mark.parametrize(('missing', 'said'), [
     ('models.json', 'The list of networks could not be loaded: the server answers 404. Load the page again.'),
-    ('worker.js', 'Ziffern could not be loaded: a part of the page is missing.'),
+    ('worker.js', 'Ziffern could not be loaded: a file of the page is missing.'),
     ('', 'This browser is too old to run the network.'),
 ])
 def test_page_that_misses_a_part(missing, said, browser, serve, sites, tmp_path):
@@ -331,11 +331,11 @@ def test_no_camera(browser, visit):
     said = 'document.getElementById("message").textContent.startsWith(arguments[0])'
     visit('one', 1)
     browser.click('#camera')
-    browser.wait(said, 'There is no camera on this device.')
+    browser.wait(said, 'This device has no camera.')
     refuse = 'navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("", "NotAllowedError") }'
     browser.js(refuse)
     browser.click('#camera')
-    browser.wait(said, 'The camera was refused: allow it')
+    browser.wait(said, 'The browser does not allow the camera')
     visit('one', 1, 'delete Navigator.prototype.mediaDevices; '
           'Object.defineProperty(window, "isSecureContext", {value: false})')
     browser.click('#camera')

@@ -48,7 +48,7 @@ def test_site(trained, digits, npm, tmp_path, monkeypatch, capsys):
     command, = (shlex.split(command) for command in commands(text) if 'model_best.pth.tar' in command)
     web.main([*command[4:], '--title', 'Blumen & <Wiesen>'])
     network, site_line, following = capsys.readouterr().out.splitlines()
-    assert re.match(r'Flowers: .* weights in 8 bits, computes in fp32; .* same class on 1\d\d of 128 images', network)
+    assert re.match(r'Flowers: 0\.\d\d MB to download; matches PyTorch: same class on 1\d\d of 128 images,', network)
     assert re.match(r'flowers: a first visit downloads the first network, 3\.\d\d MB of runtime and 4\d kB', site_line)
     assert following.startswith('Next: python -m timm_mobilenext web --output flowers --serve shows it on this machine')
 

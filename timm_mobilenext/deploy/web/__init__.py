@@ -45,7 +45,7 @@ FOREVER = 'public, max-age=31536000, immutable'  # Cache-Control of files/, whic
 TYPES = {  # machines have tables of their own; a browser refuses modules of another type
     '.css': 'text/css', '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.json': 'application/json',
     '.md': 'text/markdown; charset=utf-8', '.mjs': 'text/javascript', '.svg': 'image/svg+xml'}
-KNOWN = {'interpolation': ('bicubic', 'bilinear'), 'crop_mode': ('center', 'squash', 'border')}  # to preprocess.js
+KNOWN = {'interpolation': ('bicubic', 'bilinear'), 'crop_mode': ('center', 'squash', 'border')}  # by preprocess.js
 
 
 def _find_runtime(given: str | Path | None) -> Path:
@@ -61,7 +61,7 @@ def _find_runtime(given: str | Path | None) -> Path:
 
 
 def _load(sources: Sequence[str], model: str | None, model_kwargs: dict[str, Any] | None) -> dict[str, Converted]:
-    """Return the networks by their names on the page, if it can run them."""
+    """Return the networks by their names on the page; a network that the page cannot run is an error."""
     networks: dict[str, Converted] = {}
     for source in sources:
         name, _, rest = source.partition('=')
@@ -84,9 +84,9 @@ def _load(sources: Sequence[str], model: str | None, model_kwargs: dict[str, Any
 
 
 def _pack(content: bytes, name: str, suffix: str, folder: Path) -> dict[str, Any]:
-    """Write a file packed, named by its content so that it never changes, and return what the page needs to know.
+    """Compress a file, name it by its content so that it never changes, and return its entry of models.json.
 
-    The page unpacks it itself: not every host packs what it sends, and unpacked the runtime is four times as large.
+    The page itself unpacks it: not every host compresses what it sends, and the runtime shrinks to a quarter.
     """
     packed = gzip.compress(content, 9, mtime=0)
     stem = re.sub(r'[^A-Za-z0-9._-]+', '-', name)
@@ -133,7 +133,7 @@ def make(
         sources: What `convert.load` takes, each with `NAME=` before it to give it that name on the page.
         output: The folder, a new one.
         title: Title of the page.
-        weights: How the weights are stored: int8, fp16 or fp32. The arithmetic is in fp32: in WebAssembly that of int8
+        weights: How the weights are stored: int8, fp16 or fp32. The arithmetic stays in fp32, as in WebAssembly int8
             takes twice as long.
         runtime: Folder of the npm package onnxruntime-web. None for the nearest `node_modules` from here upwards.
         label_names: Names of the classes, for each network that has as many.
@@ -142,7 +142,7 @@ def make(
         **options: See `export.Options`, for all models.
 
     Returns:
-        What models.json holds: the models, the lists of class names, the runtime.
+        The content of models.json: the models, the lists of class names, the runtime.
 
     Raises:
         FileNotFoundError: If onnxruntime-web is not there, in the version that the page was made for.
@@ -156,7 +156,7 @@ def make(
         raise ValueError(f'There are {len(label_names)} label names, but {have}: give one name for each class.')
     with new_folder(output) as folder:
         models: list[dict[str, Any]] = []
-        labels: list[list[str]] = []  # of several models, most have the same
+        labels: list[list[str]] = []  # models often share them
         for name, converted in networks.items():
             names = label_names if label_names and len(label_names) == classes[name] else None
             about = _export(name, converted, weights, folder, label_names=names, **options)
@@ -171,7 +171,7 @@ def make(
 
 
 def _write_page(site: dict[str, Any], folder: Path, dist: Path) -> None:
-    """Write the page, the loaders of the runtime, and what hosts and readers want to know of the site."""
+    """Write the page, the loaders of the runtime, and the files for hosts and readers."""
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
     index = (folder / 'index.html').read_text(encoding='utf-8')
     (folder / 'index.html').write_text(index.replace(TITLE, html.escape(site['title'])), encoding='utf-8')
@@ -217,7 +217,7 @@ def server(folder: str | Path, port: int = 0) -> http.server.ThreadingHTTPServer
         port: Where it listens, 0 for any free port.
 
     Raises:
-        FileNotFoundError: If there is no site in the folder.
+        FileNotFoundError: If the folder has no site.
         OSError: If the port is taken.
     """
     if not Path(folder, 'models.json').is_file():
@@ -235,11 +235,11 @@ def main(argv: list[str]) -> int:
     command.add_argument('sources', nargs='*', metavar='SOURCE', help=f'{SOURCES}; NAME=SOURCE to name it on the page')
     command.add_argument('--title', default=TITLE, help='title of the page (default: %(default)s)')
     command.add_argument('--weights', choices=['int8', 'fp16', 'fp32'], default='int8', help=(
-        'how they are stored; the arithmetic is in fp32 (default: %(default)s)'))
+        'precision of the stored weights; the arithmetic is in fp32 (default: %(default)s)'))
     command.add_argument('--runtime', metavar='DIR', help=(
-        f'the npm package {PACKAGE} {VERSION} (default: the nearest in node_modules)'))
+        f'folder of the npm package {PACKAGE} {VERSION} (default: the nearest in node_modules)'))
     command.add_argument('--serve', action='store_true', help='serve the site on this machine until Ctrl-C')
-    command.add_argument('--port', type=int, default=8000, metavar='N', help='for --serve (default: %(default)s)')
+    command.add_argument('--port', type=int, default=8000, metavar='N', help='port of --serve (default: %(default)s)')
     options(command, without=('weights', 'int8', 'calibration'))
     args = command.parse_args(argv)
     if not (args.sources or args.serve):
