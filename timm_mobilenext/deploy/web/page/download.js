@@ -1,4 +1,4 @@
-// Large files, which never change under their name: downloaded once, with progress, and stored for visits offline.
+// Large files, which never change under their name: downloaded once, and stored for visits offline.
 
 // Other sites may share the address, below other paths.
 const name = `timm-mobilenext:${new URL('.', location.href).pathname}:files`;

@@ -37,7 +37,7 @@ const commands = {
       const prepared = performance.now();
       for (const network of chosen) answers.push({name: network.model.name, ...await run(network, inputs[look(network.model)])});
       const [x, y] = plan(width, height, chosen[0].model), part = x.seen[1] * y.seen[1];
-      if (part < 0.25) notes.push(`The network sees only the middle of the picture, ${(100 * part).toPrecision(1)} % of it.`);
+      if (part < 0.25) notes.push(`The network sees only the middle, ${(100 * part).toPrecision(1)} % of it.`);
       const scale = Math.min(1, PREVIEW / Math.max(width, height));
       const resizeWidth = Math.ceil(width * scale), resizeHeight = Math.ceil(height * scale);
       return {
@@ -82,7 +82,7 @@ async function decode(file) {
     const shape = Math.min(width, height) / Math.max(width, height);
     options.resizeQuality = 'high';  // pictures may be turned, except for panoramas
     options.resizeWidth = Math.floor(Math.sqrt(CANVAS_PIXELS * (shape < 0.25 ? width / height : shape)));
-    notes.push(`The picture has ${Math.round(pixels / 1e6)} million pixels and was reduced first: Python may answer slightly differently.`);
+    notes.push(`It has ${Math.round(pixels / 1e6)} million pixels and was reduced first: Python may answer slightly differently.`);
   }
   let bitmap;
   try {
