@@ -84,19 +84,6 @@ def test_export(runtime, trained, digits, tmp_path, monkeypatch, capsys):
 
 @needs_exporter
 @pytest.mark.slow
-def test_pretrained_name(client, on_hub):
-    """A model name is exported with its pretrained weights, and ImageNet's classes by name."""
-    client.run("__import__('timm_mobilenext.deploy.export').deploy.export.main("
-               "['mobilenext_100', '--format', 'torchscript', '--img-size', '64', '--output', 'out', '--keep'])")
-    about = json.loads((client.folder / 'out' / 'model.json').read_text())
-    assert about['license'] == 'bsd-3-clause-clear'
-    assert len(about['label_names']) == about['num_classes'] == 1000
-    assert about['label_names'][0] == 'tench, Tinca tinca'
-    assert about['files'][0]['input_size'] == [3, 64, 64]
-
-
-@needs_exporter
-@pytest.mark.slow
 def test_publish_adds_files(trained, digits, server, client):
     """`publish` pushes the files that are asked for, and the code of the card runs them."""
     need('onnx', int8=True)
