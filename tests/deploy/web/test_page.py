@@ -151,30 +151,25 @@ def test_two_networks(browser, visit, python, photograph):
     assert list(browser.answer(photograph)) == ['mobilenetv2_035', 'mobilenext_100']
     browser.select(1, '')
     assert list(browser.answer(photograph, 1)) == ['mobilenetv2_035']
-    browser.js('measured.length = 0')
     browser.click('#measure')
-    assert browser.wait('measured[0]')['names'] == ['mobilenetv2_035']
+    browser.wait('measured.at(-1).names.length === 1')
     assert not browser.errors()
 
 
-def test_drop_and_paste(browser, visit, photograph):
+def test_drop_and_paste(browser, visit):
     """A picture can be dropped and pasted; anything else is a sentence."""
-    visit('int8')
-    right = browser.answer(photograph)['mobilenext_100']
+    visit('one', 1)
     give = """
-        const file = new File([Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0))], arguments[1]);
-        const data = new DataTransfer();
-        if (arguments[2]) data.items.add(file);
+        const canvas = new OffscreenCanvas(9, 9), data = new DataTransfer();
+        canvas.getContext('2d').fillRect(0, 0, 5, 5);
+        if (arguments[1]) data.items.add(new File([await canvas.convertToBlob()], arguments[0]));
         const options = {dataTransfer: data, clipboardData: data, bubbles: true, cancelable: true};
-        document.body.dispatchEvent(arguments[1] === 'drop' ?
-          new DragEvent('drop', options) : new ClipboardEvent('paste', options));
+        document.body.dispatchEvent(new (arguments[0] === 'drop' ? DragEvent : ClipboardEvent)(arguments[0], options));
     """
-    content = base64.b64encode(photograph.read_bytes()).decode()
     for way, said in (('drop', 'This is not a file'), ('paste', 'The clipboard has no picture.')):
-        browser.js(give, content, way, True)
-        answers = browser.wait('heard.find(its => its.name === arguments[0] && its.answers.length === 2)', way)
-        np.testing.assert_array_equal(answers['answers'][0]['logits'], right)
-        browser.js(give, content, way, False)
+        browser.js(give, way, True)
+        browser.wait('heard.some(its => its.name === arguments[0] && its.answers.length === 1)', way)
+        browser.js(give, way, False)
         assert browser.text('#message').startswith(said)
 
 
@@ -235,8 +230,7 @@ def test_bad_pictures(browser, visit, photograph, tmp_path):
             ('empty.png', b'', 'empty.png is empty.'),
             ('cut.jpg', photograph.read_bytes()[:800],
              'cut.jpg is damaged or cut off: it starts as JPEG, but the browser cannot decode it.'),
-            ('a.heic', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic',
-             'a.heic cannot be shown: this browser does not read HEIC'),
+            ('a.heic', b'\0\0\0\x18ftypheic\0\0\0\0', 'a.heic cannot be shown: this browser does not read HEIC'),
             ('huge.png', b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + size + b'\0' * 4,
              'huge.png has 300 million pixels. Use a picture of at most 120 million.')):
         assert len(browser.answer(photograph)) == 2
@@ -295,7 +289,7 @@ def test_no_storage(browser, serve, sites, photograph):
 def test_camera(chromium, serve, sites):
     """The camera is classified live, a picture is taken and classified, and the camera stops."""
     browser = chromium('use-fake-device-for-media-stream', 'use-fake-ui-for-media-stream')
-    try:
+    with browser.driver:
         browser.open(serve(sites['int8']))
         browser.ready()
         browser.click('#camera')
@@ -306,31 +300,26 @@ def test_camera(chromium, serve, sites):
         browser.wait('heard.some(its => its.name === "The photograph" && its.answers.length === 2)')
         assert browser.js('return document.getElementById("video").srcObject') is None
         assert browser.text('#camera') == 'Camera'
-        assert not browser.errors()
-
         browser.click('#camera')
         browser.wait('document.getElementById("video").srcObject')
         browser.js('const [track] = document.getElementById("video").srcObject.getVideoTracks(); track.stop();'
                    'track.dispatchEvent(new Event("ended"))')
         browser.wait('document.getElementById("message").textContent === "The camera was disconnected."')
-    finally:
-        browser.driver.quit()
 
 
 def test_no_camera(browser, visit):
     """No camera, a refused one, and a page that may not have one, are a sentence."""
-    said = 'document.getElementById("message").textContent.startsWith(arguments[0])'
+    def click(said: str) -> None:
+        browser.click('#camera')
+        browser.wait('document.getElementById("message").textContent.startsWith(arguments[0])', said)
+
     visit('one', 1)
-    browser.click('#camera')
-    browser.wait(said, 'This device has no camera.')
-    refuse = 'navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("", "NotAllowedError") }'
-    browser.js(refuse)
-    browser.click('#camera')
-    browser.wait(said, 'The browser does not allow the camera')
+    click('This device has no camera.')
+    browser.js('navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("", "NotAllowedError") }')
+    click('The browser does not allow the camera')
     visit('one', 1, 'delete Navigator.prototype.mediaDevices; '
           'Object.defineProperty(window, "isSecureContext", {value: false})')
-    browser.click('#camera')
-    browser.wait(said, 'Browsers allow the camera only over https')
+    click('Browsers allow the camera only over https')
 
 
 @pytest.mark.parametrize(('width', 'height'), [(400, 740), (1200, 800)])
