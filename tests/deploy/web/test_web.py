@@ -58,8 +58,6 @@ def test_site(trained, digits, npm, tmp_path, monkeypatch, capsys):
     assert (model['name'], model['source'], model['labels']) == ('Flowers', 'model_best.pth.tar', 0)
     assert about['labels'] == [[f'class no. {i}' for i in range(10)]]
     assert (model['input'], model['input_size'], model['mean']) == ('L', [1, 32, 32], [0.3])
-    assert model['params'] == sum(tensor.numel() for name, tensor in torch.load(trained, weights_only=False)[
-        'state_dict'].items() if not name.endswith(('running_mean', 'running_var', 'num_batches_tracked')))
     for path in site.rglob('*'):
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
     assert 'Blumen &amp; &lt;Wiesen&gt;' in (site / 'index.html').read_text()
