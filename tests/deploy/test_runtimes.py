@@ -116,7 +116,7 @@ def test_stored_weights(folder):
         for name in ('model.onnx', 'model.weights_int8.onnx', 'model.weights_fp16.onnx'))
     assert 'QuantizeLinear' not in graph(folder / 'model.weights_int8.onnx')
     for name, array in plain.items():
-        if array.ndim == 1:
+        if array.ndim < 2:
             np.testing.assert_array_equal(int8[name], array)
             continue
         np.testing.assert_array_equal(fp16[f'{name}_weights_fp16'], array.astype(np.float16))
