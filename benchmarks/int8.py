@@ -6,8 +6,8 @@
 
 Takes the networks of examples/compare.py (equal multiply-adds, the same recipe, three seeds each), quantizes each in
 the same way, calibrated on training images, and counts the right answers on all 10,000 test images. Writes a CSV and a
-plot; other runtimes and seeds stay in the CSV: LiteRT has an environment of its own. The committed results are of
-networks from an earlier recipe of the example, in batches of 128 and with colours jittered.
+plot. Rows of other runtimes and seeds stay in the CSV, as LiteRT needs an environment of its own. The committed results
+are of networks from an earlier recipe of the example, in batches of 128 and with colours jittered.
 """
 import argparse
 import csv
@@ -109,7 +109,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     """Measure, and write the results."""
-    can = [runtime.name for runtime in RUNTIMES.values() if runtime.int8_modules is not None]
+    can = [runtime.name for runtime in RUNTIMES.values() if 'int8' in runtime.precisions]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data-dir', type=Path, help='root of Fashion-MNIST')
     parser.add_argument('--checkpoints', type=Path, default=Path('compare'), help='what examples/compare.py wrote')
@@ -117,10 +117,10 @@ def main() -> None:
     parser.add_argument('--seeds', nargs='+', default=['0', '1', '2'], help='(default: %(default)s)')
     parser.add_argument('--images', type=int, default=128, help='for calibration (default: %(default)s)')
     parser.add_argument('--output', type=Path, default=Path(__file__).parent / 'results', help='folder of the results')
-    parser.add_argument('--plot-only', action='store_true', help='draw the plot from the CSV that is there')
+    parser.add_argument('--plot-only', action='store_true', help='draw the plot from the existing CSV')
     args = parser.parse_args()
     if not (args.data_dir or args.plot_only):
-        parser.error('--data-dir is missing: where is Fashion-MNIST?')
+        parser.error('give the folder of Fashion-MNIST with --data-dir')
 
     path = args.output / 'int8.csv'
     rows = list(csv.DictReader(path.open(newline=''))) if path.exists() else []

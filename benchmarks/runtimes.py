@@ -7,15 +7,14 @@ Batch 1 at 224 px, in fp32, int8 and, where the processor has it, OpenVINO's bf1
 measured in another environment, such as LiteRT's, stays in the CSV. --family measures all architectures of this
 package, in fp32 and on one core, for the first table of docs/models.md, and plots nothing.
 
-The weights are untrained, their batch norms calibrated, and int8 is calibrated on noise: this is about time and memory
-and says nothing of answers. `reported_top1` is what the authors and timm report of trained weights, not measured here.
+The weights are untrained, their batch norms calibrated, and int8 is calibrated on noise: this measures time and memory,
+not answers. `reported_top1` is what the authors and timm report of trained weights, not measured here.
 
-One core is a process that is pinned to it before any runtime is there, as some start a thread for each core whatever
-they are told; ExecuTorch's pool, which does so even when pinned, is made anew with the threads it may have. Everything
-runs in turn in one process for each number of cores, and the allocator keeps its memory there as in run.py. Memory is
-that of a process for each file, which loads it and runs it three times, beyond a process with the imports alone. For
-`all` the cores have to be idle: PyTorch, ncnn and ONNX Runtime spin while a thread of theirs has no core, the first two
-for up to seconds. With OMP_WAIT_POLICY=passive these two sleep instead, which may cost them time on idle cores.
+For one core, the process is pinned before it imports a runtime, as some start a thread for each core whatever they are
+told. ExecuTorch's pool does so even when pinned, so it is made anew. All files run in turn in one process for each
+number of cores, and the allocator keeps its memory there as in run.py. Memory is measured in a process for each file:
+what it needs beyond the imports to load the file and run it three times. For `all` the cores have to be idle: PyTorch,
+ncnn and ONNX Runtime spin while a thread waits for a core. With OMP_WAIT_POLICY=passive the first two sleep instead.
 """
 import argparse
 import csv
@@ -78,7 +77,7 @@ def processor() -> tuple[str, list[str]]:
 
 def convert(
         names: list[str], runtimes: list[str], folder: Path, has_bf16: bool, has_int8: bool) -> dict[Key, Path]:
-    """Write the files of the networks for the runtimes; what cannot be made is left out with a line that says so."""
+    """Write the files of the networks for the runtimes; where that fails, print why and leave the file out."""
     files: dict[Key, Path] = {}
     noise = np.random.default_rng(0).standard_normal((16, 3, SIZE, SIZE), np.float32)
     progress = tqdm([(name, runtime) for name in names for runtime in runtimes], desc='converting', leave=False)
@@ -88,7 +87,7 @@ def convert(
         if runtime == 'pytorch':
             torch.manual_seed(0)
             model = timm.create_model(name)
-            update_bn([torch.randn(4, 3, SIZE, SIZE)], model)  # without, an untrained network answers about 1e-14
+            update_bn([torch.randn(4, 3, SIZE, SIZE)], model)  # without it, an untrained network answers about 1e-14
             timm.models.save_for_hf(model, str(source), safe_serialization=True)
             files[runtime, name, 'eager'] = source / 'model.safetensors'
             continue
@@ -99,7 +98,7 @@ def convert(
             files[runtime, name, 'fp32'] = plain
             if runtime == 'openvino' and has_bf16:
                 files[runtime, name, 'bf16'] = plain
-            if has_int8 and engine.int8_modules is not None:
+            if has_int8 and 'int8' in engine.precisions:
                 engine.quantize(source, plain, int8, noise)
                 files[runtime, name, 'int8'] = int8
         except Exception as error:  # of whatever kind a converter raises
@@ -136,7 +135,7 @@ def peak(key: Key, path: Path, threads: int) -> float:
     image = np.ones((1, 3, SIZE, SIZE), np.float32)
     with quiet():
         importlib.import_module(LIBRARIES[key[0]][1])
-    Path('/proc/self/clear_refs').write_text('5')  # starts the peak anew
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     before = most()
     run = load(key, path, threads)
     for _ in range(3):
@@ -152,7 +151,7 @@ def interleave(files: dict[Key, Path], threads: int, rounds: int) -> dict[Key, l
     for i in tqdm(range(rounds + 2), desc=f'latency, threads {threads}', leave=False):
         for key, run in runs.items():
             if threads > 1:
-                time.sleep(0.05)  # the pool of the one before still spins, on a core that this one would lack
+                time.sleep(0.05)  # the pool of the runtime before it still spins, on a core that this one needs
             run(image)
             start = time.perf_counter()
             run(image)
@@ -190,9 +189,7 @@ def compare(
             'over_fp32': (runtime, model, 'fp32')}
         for column, baseline in baselines.items():
             row[column] = round(medians[key] / medians[baseline], 4) if baseline in medians else ''
-        suffixes = RUNTIMES[runtime].suffixes if runtime in RUNTIMES else ('.safetensors',)
-        stem = str(files[key]).removesuffix(suffixes[0])
-        size = sum(os.path.getsize(stem + suffix) for suffix in suffixes)
+        size = RUNTIMES[runtime].size(files[key]) if runtime in RUNTIMES else os.path.getsize(files[key])
         rows.append(row | dict(
             file_mb=round(size / 1e6, 3), peak_mb=round(peaks[cores, key], 1), reported_top1=REPORTED[model]))
     return rows
@@ -279,7 +276,7 @@ def main() -> None:
     parser.add_argument('--family', action='store_true', help='all of this package, in fp32, on one core')
     parser.add_argument('--rounds', type=int, default=31, help='samples of each (default: %(default)s)')
     parser.add_argument('--output', type=Path, default=Path(__file__).parent / 'results', help='folder of the results')
-    parser.add_argument('--plot-only', action='store_true', help='draw the plots from the CSV that is there')
+    parser.add_argument('--plot-only', action='store_true', help='draw the plots from the existing CSV')
     args = parser.parse_args()
     if args.rounds < 2:
         parser.error('quartiles take at least --rounds 2')

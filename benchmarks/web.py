@@ -2,8 +2,8 @@
 
     npm install onnxruntime-web@1.30.0 && pip install '.[browser,compare,quickstart,web]' && python benchmarks/web.py
 
-Needs Chromium and its driver. The networks have untrained weights, which take as long as others. Each pair of networks
-is timed by the page itself, in turn; the first answer is measured at 10 Mbit/s with a picture that was chosen at once.
+Needs Chromium and its driver. The networks have untrained weights, which take as long as others. The page itself times
+each pair of networks, in turn. The first answer is measured at 10 Mbit/s, with a picture that is chosen at once.
 """
 import argparse
 import contextlib
@@ -72,7 +72,7 @@ def browser() -> Iterator[Any]:
 
 
 def wait(driver: Any, expression: str) -> Any:
-    """Wait until an expression of the page holds, and return it."""
+    """Wait until an expression of the page is true, and return it."""
     from selenium.webdriver.support.ui import WebDriverWait
     return WebDriverWait(driver, 120, 0.02).until(lambda its: its.execute_script(f'return {expression}'))
 
@@ -102,7 +102,7 @@ def latency(url: str, threads: int, row: Callable[..., None]) -> None:
 
 
 def first_answer(url: str, picture: Path, row: Callable[..., None]) -> None:
-    """Measure the seconds to the first answer, without and with what a visit before stored, medians of three."""
+    """Measure the seconds to the first answer, on a first visit and on the next one, medians of three."""
     seconds: dict[str, list[float]] = {'cold': [], 'warm': []}
     for _ in range(3):
         with browser() as driver:
@@ -119,7 +119,7 @@ def first_answer(url: str, picture: Path, row: Callable[..., None]) -> None:
 
 
 def large(url: str, folder: Path, row: Callable[..., None]) -> None:
-    """Measure what 12 megapixels take, and how long the page cannot draw meanwhile."""
+    """Measure how long 12 megapixels take, and how long the page cannot draw meanwhile."""
     picture = Image.fromarray(load_sample_image('china.jpg')).resize((4000, 3000), Image.Resampling.BICUBIC)
     with browser() as driver:
         driver.get(url)

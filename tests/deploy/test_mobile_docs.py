@@ -1,6 +1,5 @@
 """docs/mobile.md: its commands run, and its Python loads and runs the files that they make."""
 import contextlib
-import os
 import re
 import shlex
 import subprocess
@@ -16,17 +15,12 @@ from PIL import Image
 from timm_mobilenext.deploy import runtimes
 
 TEXT = (DOCS / 'mobile.md').read_text()
-SCRIPT = re.findall(r'## Classify an image\n\n```python\n(.*?)```', TEXT, re.DOTALL)[0]
+SCRIPT = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)[0]
 SECTIONS = dict(re.findall(r'^### (.*?)\n(.*?)(?=^##)', TEXT, re.MULTILINE | re.DOTALL))
-# section -> the runtimes that it is about, and the file that its Python runs
-RUNS = {
-    'ONNX Runtime': (['onnx'], 'files/model.int8.onnx'),
-    'OpenVINO': (['openvino'], 'files/model.xml'),
-    'ExecuTorch': (['executorch'], 'files/model.pte'),
-    'LiteRT': (['litert'], 'tflite/model.tflite'),
-    'ncnn': (['ncnn'], 'ncnn/model.ncnn.param'),
-    'PyTorch': (['torch-export', 'torchscript'], 'torch/model.pt2'),
-}
+COMMANDS = {shlex.split(command)[-1]: command for command in commands(TEXT, marked=True)}  # by the folder of the files
+# section -> the file that its Python runs
+RUNS = {'ONNX Runtime': 'files/model.int8.onnx', 'OpenVINO': 'files/model.xml', 'ExecuTorch': 'files/model.pte',
+        'LiteRT': 'tflite/model.tflite', 'ncnn': 'more/model.ncnn.param', 'PyTorch': 'more/model.pt2'}
 pytestmark = [needs_exporter, pytest.mark.slow]
 
 
@@ -42,21 +36,18 @@ def folder(trained, digits, tmp_path_factory) -> Path:
     return folder
 
 
-def run(command: str, folder: Path) -> None:
-    """Run a command of the page in a folder."""
-    words = shlex.split(command)
-    if '--output' in words and (folder / words[words.index('--output') + 1]).exists():
-        return  # another test has run it
+def run(output: str, folder: Path) -> None:
+    """Run the command of the page that writes a folder, unless another test has run it."""
+    words = shlex.split(COMMANDS[output])
     for runtime in set(words) & runtimes.RUNTIMES.keys():
         need(runtime, int8='--int8' in words)
-    subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True, timeout=600)
+    if not (folder / output).exists():
+        subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True, timeout=600)
 
 
-@pytest.mark.parametrize('command', [
-    pytest.param(command, id=shlex.split(command)[-1]) for command in commands(TEXT)])
-def test_command(command, folder):
-    """The command runs."""
-    run(command, folder)
+def test_small(folder):
+    """The command that stores only the weights in fewer bits runs; those of the other files run below."""
+    run('small', folder)
 
 
 def test_sections():
@@ -69,22 +60,16 @@ def test_sections():
 @pytest.mark.parametrize('section', RUNS)
 def test_code(section, folder, capsys):
     """The script, with the lines of a section, prints the label, and gives the answer of `runtimes.load`."""
-    names, file = RUNS[section]
-    for name in names:
-        need(name)
-    for command in commands(SECTIONS[section], marked=True) or commands(TEXT)[:1]:
-        run(command, folder)
+    output = RUNS[section].partition('/')[0]
+    run(output, folder)
     start, session, end = SCRIPT.rsplit('\n\n', 2)
     if section != 'ONNX Runtime':  # whose lines stand in the script
-        start = start.replace('import onnxruntime\n', '')
+        start = start.replace('import onnxruntime\n', '').replace('files/', f'{output}/')
         session, = re.findall(r'```python\n(.*?)```', SECTIONS[section], re.DOTALL)
-    code = '\n\n'.join([start, session, end])
     namespace: dict = {}
     with contextlib.chdir(folder):
-        if not Path('files').exists():
-            os.symlink(Path(file).parent, 'files')
-        exec(code, namespace)
-        expected = runtimes.load(file, threads=1)(namespace['image']).flatten()
+        exec('\n\n'.join([start, session, end]), namespace)
+        expected = runtimes.load(RUNS[section], threads=1)(namespace['image']).flatten()
     logits = namespace['logits']
     logits = np.asarray(logits.detach() if hasattr(logits, 'detach') else logits).flatten()
     np.testing.assert_allclose(logits, expected, atol=1e-2 * expected.std())  # ncnn computes in less than fp32

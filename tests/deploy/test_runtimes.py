@@ -1,7 +1,5 @@
-"""Files for mobile runtimes: their graphs, what they compute in, what they say of themselves."""
-import json
+"""Files for mobile runtimes: their graphs, what they compute in, how they are loaded."""
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import torch
 from networks import FAMILIES, OFFICIAL_NAME, need, needs_exporter
 
 from timm_mobilenext.deploy import export, runtimes
-from timm_mobilenext.deploy.export import Exported
 from timm_mobilenext.deploy.runtimes import RUNTIMES
 from timm_mobilenext.mobilenext import checkpoint_filter_fn
 
@@ -49,153 +46,99 @@ GRAPHS = {
 @needs_exporter
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'runtime'), [
-    *((name, 'onnx') for name in FAMILIES), ('mobilenext_100_id050', 'openvino'), ('mobilenext_l_ghost', 'openvino'),
+    *((name, 'onnx') for name in FAMILIES), ('mobilenext_l_ghost', 'openvino'),
     ('mobilenext_100_id050', 'executorch'), ('mobilenext_l_ghost', 'executorch')])
 def test_graph(name, runtime, tmp_path):
     """Every batch norm is folded, nothing is written, scattered or transposed, and XNNPACK takes all in one piece."""
     need(runtime)
     model = timm.create_model(name).eval()
     model.load_state_dict(checkpoint_filter_fn(official.state_dict(OFFICIAL_NAME[name]), model))
-    folder = tmp_path / 'model'
-    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    timm.models.save_for_hf(model, tmp_path / 'model', safe_serialization=True)
     path = tmp_path / f'model{RUNTIMES[runtime].suffixes[0]}'
-    RUNTIMES[runtime].convert(folder, path, (3, 64, 64))
+    RUNTIMES[runtime].convert(tmp_path / 'model', path, (3, 64, 64))
     found = graph(path)
     if runtime == 'onnx':
         assert found == GRAPHS[name]
     elif runtime == 'openvino':
         assert found['Convolution'] + found['GroupConvolution'] == GRAPHS[name]['Conv']
-        assert found.get('Clamp', 0) + found.get('Swish', 0) + found.get('Sigmoid', 0) == (
-            GRAPHS[name].get('Clip', 0) + GRAPHS[name].get('Sigmoid', 0))
         assert not {'BatchNormInference', 'ScatterUpdate', 'ScatterNDUpdate', 'Transpose'} & found.keys()
     else:
         assert found == {'XnnpackBackend': 1}
-    _, difference = export.check(model, runtimes.load(path, threads=1), torch.randn(2, 3, 64, 64).numpy())
-    assert difference < 1e-3  # these weights blow rounding up: PyTorch's own fp32 is 1e-4 off its float64
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(image).numpy()
+    answer = runtimes.load(path, threads=1)(image.numpy())
+    assert np.abs(answer - expected).max() < 1e-3 * expected.std()  # in fp32 PyTorch itself is 1e-4 off its float64
 
 
 @pytest.fixture(scope='module')
-def calibrated_files(trained, digits, tmp_path_factory) -> list[Exported]:
-    """The files of ONNX and OpenVINO."""
+def folder(trained, digits, tmp_path_factory) -> Path:
+    """A folder of the files of ONNX and OpenVINO."""
     need('onnx', int8=True)
     need('openvino', int8=True)
-    return export.export(
-        trained, ['onnx', 'openvino'], tmp_path_factory.mktemp('files') / 'files', int8=True, weights=['int8', 'fp16'],
-        calibration=digits / 'validation')
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """Return what a file says of itself."""
-    extra = {'timm_mobilenext.json': ''}
-    if path.suffix == '.onnx':
-        import onnx
-        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    if path.suffix == '.xml':
-        import openvino
-        model = openvino.Core().read_model(path)
-        return {key: model.get_rt_info(['model_info', key]).astype(str) for key in ('architecture', 'mean')}
-    if path.suffix == '.tflite':
-        from ai_edge_litert import schema_py_generated as schema
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
-        entry, = (entry for entry in model.metadata if entry.name == b'timm_mobilenext')
-        return json.loads(bytes(model.buffers[entry.buffer].data))
-    if path.suffix == '.mlpackage':
-        import coremltools
-        return coremltools.models.MLModel(str(path), skip_model_load=True).user_defined_metadata
-    if path.suffix == '.pt2':
-        torch.export.load(path, extra_files=extra)
-    else:
-        torch.jit.load(path, _extra_files=extra)
-    return json.loads(extra['timm_mobilenext.json'])
-
-
-@needs_exporter
-@pytest.mark.slow
-def test_metadata(calibrated_files):
-    """ONNX and OpenVINO files of all precisions run, and say of themselves how images are prepared."""
-    for row in calibrated_files:
-        said = metadata(row.path)
-        assert (said['architecture'], json.loads(said['mean'])) == ('mobilenext_100', [0.3])
-        assert runtimes.load(row.path)(np.zeros((1, 1, 32, 32), np.float32)).shape == (1, 10)
-
-
-@needs_exporter
-@pytest.mark.slow
-@pytest.mark.parametrize('runtime', ['litert', 'coreml', 'torch-export', 'torchscript'])
-def test_metadata_of_other_formats(runtime, trained, tmp_path):
-    """So do those of LiteRT, Core ML and PyTorch's two."""
-    need(runtime)
-    row, = export.export(trained, [runtime], tmp_path / 'files')
-    said = metadata(row.path)
-    assert (said['architecture'], json.loads(said['mean'])) == ('mobilenext_100', [0.3])
+    folder = tmp_path_factory.mktemp('files') / 'files'
+    export.export(trained, ['onnx', 'openvino'], folder, int8=True, weights=['int8', 'fp16'],
+                  calibration=digits / 'validation')
+    return folder
 
 
 @needs_exporter
 @pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='only Linux lists the threads of a process there')
-def test_threads(calibrated_files):
+def test_threads(folder):
     """A file runs on as many threads as it is told."""
-    counts = [len(os.listdir('/proc/self/task'))]
-    runs = []
-    for threads in (1, 3):
-        runs.append(runtimes.load(calibrated_files[0].path, threads=threads))
-        counts.append(len(os.listdir('/proc/self/task')))
-    assert counts[2] - counts[1] == counts[1] - counts[0] + 2
+    before = len(os.listdir('/proc/self/task'))
+    run = runtimes.load(folder / 'model.onnx', threads=3)
+    assert len(os.listdir('/proc/self/task')) == before + 2
+    assert run(np.zeros((1, 1, 32, 32), np.float32)).shape == (1, 10)
 
 
 @needs_exporter
 @pytest.mark.slow
-def test_int8_is_int8(calibrated_files):
-    """int8 files compute in int8, per channel; those whose weights alone are int8 compute in fp32."""
+def test_int8(folder):
+    """int8 files compute in int8, in ONNX with a scale for each class."""
     import onnx
 
-    folder = calibrated_files[0].path.parent
     assert graph(folder / 'model.int8.onnx')['QuantizeLinear'] > 20
-    weights = onnx.load(folder / 'model.int8.onnx').graph.initializer
-    assert any(t.name.endswith('_scale') and list(t.dims) == [10] for t in weights)  # one for each class
     assert graph(folder / 'model.int8.xml')['FakeQuantize'] > 20
-    stored = graph(folder / 'model.weights_int8.onnx')
-    assert stored['DequantizeLinear'] == stored['Conv'] + stored['Gemm']
-    assert 'QuantizeLinear' not in stored
+    weights = onnx.load(folder / 'model.int8.onnx').graph.initializer
+    assert any(t.name.endswith('_scale') and list(t.dims) == [10] for t in weights)
 
 
 @needs_exporter
 @pytest.mark.slow
-def test_stored_weights(calibrated_files):
-    """ONNX weights are stored in int8 by the largest of each output channel or in fp16, biases as they are."""
+def test_stored_weights(folder):
+    """ONNX weights are stored in int8 by the largest of each output channel or in fp16; the rest stays in fp32."""
     from onnx import load, numpy_helper
 
     plain, int8, fp16 = (
-        {tensor.name: numpy_helper.to_array(tensor) for tensor in load(
-            calibrated_files[0].path.with_name(f'model{precision}.onnx')).graph.initializer}
-        for precision in ('', '.weights_int8', '.weights_fp16'))
-    weights = {name for name, array in plain.items() if array.ndim > 1}
-    assert len(weights) > 10
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in load(folder / name).graph.initializer}
+        for name in ('model.onnx', 'model.weights_int8.onnx', 'model.weights_fp16.onnx'))
+    assert 'QuantizeLinear' not in graph(folder / 'model.weights_int8.onnx')
     for name, array in plain.items():
-        if name not in weights:
+        if array.ndim < 2:
             np.testing.assert_array_equal(int8[name], array)
             continue
-        np.testing.assert_array_equal(fp16[f'{name}_fp16'], array.astype(np.float16))
-        scale, rounded = int8[f'{name}_int8_scale'], int8[f'{name}_int8']
+        np.testing.assert_array_equal(fp16[f'{name}_weights_fp16'], array.astype(np.float16))
+        scale, rounded = int8[f'{name}_weights_int8_scale'], int8[f'{name}_weights_int8']
         assert rounded.dtype == np.int8
         np.testing.assert_allclose(scale, np.abs(array).reshape(len(scale), -1).max(1) / 127, rtol=1e-6)
         widened = rounded * scale.reshape(-1, *[1] * (array.ndim - 1))
         np.testing.assert_allclose(widened, array, atol=0.51 * scale.max())
 
 
-def test_quiet(capfd):
-    """What converters print stays unseen; its end is a note of the error where one fails."""
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])
+def test_quiet(error, capfd):
+    """What converters print stays unseen, and what comes after an error or Ctrl-C does not."""
     def convert() -> None:
         with runtimes.quiet():
-            print('x' * 3000, flush=True)
+            print('from Python')
             os.write(2, b'from below')
-            raise ValueError('failed')
+            raise error
 
-    with pytest.raises(ValueError, match='failed') as error:
+    with pytest.raises(error):
         convert()
     print('heard again')
-    if sys.version_info >= (3, 11):  # exceptions have notes since
-        assert error.value.__notes__ == ['x' * 1989 + '\nfrom below']
     assert capfd.readouterr() == ('heard again\n', '')
 
 
@@ -213,5 +156,5 @@ def test_files_that_cannot_be_loaded(tmp_path):
     need('ncnn')
     path = tmp_path / 'model.ncnn.param'
     path.write_text('7767517\n1 1\nInput in0 0 1 in0\n')
-    with pytest.raises(RuntimeError, match=f'^ncnn cannot load {path} and model.ncnn.bin beside it$'):
+    with pytest.raises(RuntimeError, match=f'^ncnn cannot load {path} and model.ncnn.bin beside it.$'):
         runtimes.load(path)

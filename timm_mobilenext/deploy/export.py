@@ -4,23 +4,21 @@
     python -m timm_mobilenext export model_best.pth.tar --format onnx --int8 --calibration images --output files
     python -m timm_mobilenext export hf-hub:me/mine --format litert --output files
 
-SOURCE is a model name of timm with pretrained weights, a checkpoint of train.py, a converted folder, or
-hf-hub:OWNER/NAME. docs/mobile.md says which format is for what, and how to load it on a device.
+docs/mobile.md says which format is for what, and how to load it on a device.
 """
 import argparse
 import copy
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from timm.data import ImageDataset, ImageNetInfo, create_transform, infer_imagenet_subset
 from tqdm import tqdm
 
 from timm_mobilenext import __version__
@@ -28,18 +26,21 @@ from timm_mobilenext.cli import SOURCES, clear_errors, new_folder, parser, read_
 from timm_mobilenext.deploy.runtimes import RUNTIMES, Run, Runtime
 from timm_mobilenext.weights.convert import Converted, load, save
 
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+IMAGE_SUFFIXES = '.bmp;.jpeg;.jpg;.png;.tif;.tiff;.webp'  # as timm's reader takes them
 # precision -> largest difference of a logit to PyTorch's, in standard deviations of all logits
 TOLERANCES = {'fp32': 1e-4, 'fp16': 1e-2, 'weights_fp16': 1e-2, 'weights_int8': 0.25, 'int8': math.inf}
 USES = {
     'fp32': 'computes in fp32', 'fp16': 'computes in fp16',
     'weights_fp16': 'weights in 16 bits, computes in fp32', 'weights_int8': 'weights in 8 bits, computes in fp32',
     'int8': 'computes in int8, for processors with instructions for it'}
+REMEDIES = {  # for a file that does not match PyTorch
+    'weights_int8': 'store the weights in 16 bits (--weights fp16), ',
+    'int8': 'calibrate it on more images (--num-images N), '}
 
 
 @dataclass
 class Options:
-    """What else to write than plain files, for which images, and how to check all files; see the help of each."""
+    """Which files to write besides the plain ones, for which images, and how to check them; see the help of each."""
 
     weights: Sequence[str] = field(default=(), metadata=dict(
         nargs='+', choices=['int8', 'fp16'], metavar='PRECISION',
@@ -57,28 +58,33 @@ class Options:
     mean: Sequence[float] | None = field(default=None, metadata=dict(
         type=float, nargs='+', metavar='X', help="mean of the pixels, per channel or for all (default: the model's)"))
     std: Sequence[float] | None = field(default=None, metadata=dict(
-        type=float, nargs='+', metavar='X', help="their standard deviation (default: the model's)"))
+        type=float, nargs='+', metavar='X', help="standard deviation of the pixels (default: the model's)"))
     min_agreement: float = field(default=0.9, metadata=dict(
         type=float, metavar='SHARE',
         help='share of the images that have to get the same class as in PyTorch (default: %(default)s)'))
     keep: bool = field(default=False, metadata=dict(
         action='store_true', help='keep files that do not match PyTorch, with a note'))
 
+    def more(self) -> dict[str, str]:
+        """Return the precisions of files beside the plain ones, with what a runtime has to do for each."""
+        stored = {f'weights_{precision}': f'store weights in {precision}' for precision in self.weights}
+        return stored | ({'int8': 'compute in int8'} if self.int8 else {})
+
 
 @dataclass
 class Exported:
-    """A file that was written, and what its check found.
+    """A file that was written, and the result of its check.
 
     Attributes:
         path: The file, the first if there are two.
         format: Its format, one of `RUNTIMES`.
-        precision: What it computes in, fp32, fp16 or int8; weights_int8 or weights_fp16 if only its weights are.
+        precision: fp32, fp16 or int8, if it computes so; weights_int8 or weights_fp16, if only its weights are so.
         input_size: (C, H, W) of an image.
         bytes: Its size, with that of a second file.
-        images: Number of images that it was checked on, 0 for noise.
-        top1_agreement: Share of these that get PyTorch's class.
+        images: Number of images for the check, 0 for noise.
+        top1_agreement: Share of them that get PyTorch's class.
         largest_difference: Of a logit to PyTorch's, in standard deviations of all logits; None if not checked.
-        note: Why it was not checked, or what it was expected to meet and does not.
+        note: Why it was not checked, or what was expected of it and is not so.
     """
 
     path: Path
@@ -92,61 +98,33 @@ class Exported:
     note: str = ''
 
     def check(self) -> str:
-        """Return in words what the check found."""
+        """Return the result of the check in words."""
         if self.largest_difference is None:
             return self.note
         verdict = 'differs from' if self.note else 'matches'
         same = round((self.top1_agreement or 0) * self.images)
         found = f': same class on {same} of {self.images} images,' if self.images else ' on noise:'
-        difference = self.largest_difference
-        size = 'below 0.001' if difference < 1e-3 and not self.note else f'{difference:.2g}'
+        size = 'below 0.001' if self.largest_difference < 1e-3 and not self.note else f'{self.largest_difference:.2g}'
         note = f' ({self.note})' if self.note else ''
         return f'{verdict} PyTorch{found} largest logit difference {size} standard deviations{note}'
 
 
-def read_images(folder: str | Path, data_config: dict[str, Any], count: int) -> np.ndarray:
-    """Return images below a folder, evenly picked from all, as the network takes them, (N, C, H, W).
-
-    Args:
-        folder: The folder.
-        data_config: As `timm.data.resolve_input_data_config` returns it.
-        count: How many at most.
-
-    Raises:
-        OSError: If the folder does not exist.
-        ValueError: If there are no images in it, or one cannot be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
+def _read_images(folder: str | Path, mode: str, data_config: dict[str, Any], count: int) -> np.ndarray:
+    """Return at most `count` images below a folder, evenly picked, as the network takes them, (N, C, H, W)."""
+    if not Path(folder).is_dir():
         raise FileNotFoundError(f'Folder {folder} does not exist.')
-    paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f'Folder {folder} has no images: expected files that end in {", ".join(IMAGE_SUFFIXES)}.')
-    mode = 'RGB' if data_config['input_size'][0] == 3 else 'L'
-    paths = [paths[i * len(paths) // min(count, len(paths))] for i in range(min(count, len(paths)))]
-    transform = create_transform(**data_config)
-    images = []
-    for path in tqdm(paths, desc=f'reading {folder}', unit='image', leave=False):
-        try:
-            with Image.open(path) as image:
-                images.append(transform(image.convert(mode)).numpy())
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f'{path} cannot be read as an image ({error}).') from error
-    return np.stack(images)
+    images = ImageDataset(
+        str(folder), input_key=IMAGE_SUFFIXES, input_img_mode=mode, transform=create_transform(**data_config))
+    count = min(count, len(images))
+    progress = tqdm(range(count), desc=f'reading {folder}', unit='image', leave=False)
+    return np.stack([images[i * len(images) // count][0].numpy() for i in progress])
 
 
-def describe(converted: Converted, data_config: dict[str, Any], label_names: list[str] | None = None) -> dict[str, Any]:
-    """Return what a user of a file has to know: the network, its images, its classes.
-
-    Args:
-        converted: The model.
-        data_config: As `timm.data.resolve_input_data_config` returns it.
-        label_names: Names of the classes in the order of the logits; None for those of the model's config, or of
-            ImageNet if it has as many classes.
-    """
+def _describe(converted: Converted, data_config: dict[str, Any], label_names: list[str] | None) -> dict[str, Any]:
+    """Return what a user of a file has to know: the network, its images, its classes."""
     model = converted.model
     subset = infer_imagenet_subset(model)
-    labels: Any = label_names or model.pretrained_cfg.get('label_names') or (
+    labels = label_names or model.pretrained_cfg.get('label_names') or (
         ImageNetInfo(subset).label_descriptions() if subset else None)
     return {
         **converted.provenance,
@@ -159,19 +137,8 @@ def describe(converted: Converted, data_config: dict[str, Any], label_names: lis
 
 
 @torch.inference_mode()
-def check(model: torch.nn.Module, run: Run, images: np.ndarray, title: str = 'checking') -> tuple[float, float]:
-    """Compare a file's answers with those of the model in PyTorch.
-
-    Args:
-        model: The model, in evaluation mode.
-        run: The file, as `runtimes.load` returns it.
-        images: Images as the network takes them, (N, C, H, W).
-        title: Title of the progress bar.
-
-    Returns:
-        The share of images that get the same class, and the largest difference of a logit in standard deviations of
-        all logits.
-    """
+def _compare(model: torch.nn.Module, run: Run, images: np.ndarray, title: str) -> tuple[float, float]:
+    """Return the share of images that get PyTorch's class, and the largest difference of a logit in deviations."""
     expected, found = [], []
     for image in tqdm(images, desc=title, unit='image', leave=False):
         expected.append(model(torch.from_numpy(image[None])).flatten().numpy())
@@ -181,43 +148,35 @@ def check(model: torch.nn.Module, run: Run, images: np.ndarray, title: str = 'ch
     return agreement, float(np.abs(answers - right).max() / right.std())
 
 
-def _examine(row: Exported, model: torch.nn.Module, images: np.ndarray | None, min_agreement: float) -> None:
-    """Check a file on images, or on noise without any, and write what was found into its row."""
+def _check(row: Exported, model: Any, images: np.ndarray | None, options: Options) -> None:
+    """Compare a file with PyTorch on images, or on noise without any, and write what was found into its row."""
     try:
         run = RUNTIMES[row.format].load(row.path, threads=1)
     except NotImplementedError as error:
         row.note = f'not checked: {error}'
         return
     noise = torch.randn(8, *row.input_size, generator=torch.Generator().manual_seed(0)).numpy()
-    agreement, row.largest_difference = check(
+    agreement, row.largest_difference = _compare(
         model, run, noise if images is None else images, f'checking {row.path.name}')
     most = TOLERANCES[row.precision]
     if images is not None:
         row.images, row.top1_agreement = len(images), agreement
         if row.precision.startswith('weights_'):
-            most = math.inf  # as with int8, it is the classes that count
-        if agreement < min_agreement:
-            row.note = f'expected the same class on at least {min_agreement:.0%}'
-    if not row.largest_difference <= most:  # nan too
+            most = math.inf  # that is for noise; on images the classes count, as in int8
+        if agreement < options.min_agreement:
+            row.note = f'expected the same class on at least {options.min_agreement:.0%}'
+    if not row.largest_difference <= most:  # also if it is nan
         row.note = f'expected at most {most}'
-
-
-def _ways_out(row: Exported) -> str:
-    """Say what a user can do about a file that does not match PyTorch."""
-    ways = []
-    if not row.images:
-        ways.append('check it on images like those it will see (--check DIR)')
-    if row.precision == 'weights_int8':
-        ways.append('store the weights in 16 bits (--weights fp16)')
-    if row.precision == 'int8':
-        ways.append('calibrate it on more images (--num-images N)')
-    return f'You can {", ".join([*ways, "keep it to look at it (--keep)"])}.'
+    if row.note and not options.keep:
+        ways = '' if row.images else 'check it on images like those it will see (--check DIR), '
+        ways += REMEDIES.get(row.precision, '') + 'keep it to look at it (--keep)'
+        raise RuntimeError(f'{model.pretrained_cfg["architecture"]} as {row.path.name} {row.check()}. You can {ways}.')
 
 
 def _runtimes(formats: Sequence[str], options: Options) -> list[Runtime]:
     """Return the runtimes of the formats, if they are installed and can do what is asked for."""
     unknown = [name for name in formats if name not in RUNTIMES]
-    if unknown or not formats:
+    if unknown:
         raise ValueError(f'Unknown format {", ".join(unknown)}: expected some of {", ".join(RUNTIMES)}.')
     runtimes = [RUNTIMES[name] for name in dict.fromkeys(formats)]
     for runtime in runtimes:
@@ -226,41 +185,13 @@ def _runtimes(formats: Sequence[str], options: Options) -> list[Runtime]:
             raise ImportError(
                 f'{runtime.name} needs packages that are not installed ({", ".join(missing)}): '
                 f"pip install 'timm-mobilenext[{runtime.extra}]'.")
-
-    able = {f'store weights in {p}': [r for r in RUNTIMES.values() if p in r.weights] for p in options.weights}
-    if options.int8:
-        able['compute in int8'] = [r for r in RUNTIMES.values() if r.int8_modules is not None]
-    for what, can in able.items():
-        if not {*runtimes} & {*can}:
-            raise ValueError(f'{", ".join(formats)} cannot {what}: expected one of {", ".join(r.name for r in can)}.')
+    for precision, what in options.more().items():
+        able = [runtime.name for runtime in RUNTIMES.values() if precision in runtime.precisions]
+        if not {*formats} & {*able}:
+            raise ValueError(f'{", ".join(formats)} cannot {what}: expected one of {", ".join(able)}.')
     if options.int8 and options.calibration is None:
         raise ValueError('--int8 needs sample images: pass --calibration DIR.')
     return runtimes
-
-
-def _convert(
-        runtime: Runtime, source: Path, plain: Path, input_size: Sequence[int], weights: Sequence[str],
-        calibration: np.ndarray | None,
-) -> Iterator[tuple[str, Path]]:
-    """Write the files of a format, and yield each with its precision: the plain one last, as others are made of it."""
-    suffix = runtime.suffixes[0]
-    runtime.convert(source, plain, input_size)
-    for precision in weights:
-        if precision in runtime.weights:
-            path = plain.with_name(f'model.weights_{precision}{suffix}')
-            runtime.store_weights(source, plain, path, input_size, precision)
-            yield f'weights_{precision}', path
-    if calibration is not None and runtime.int8_modules is not None:
-        path = plain.with_name(f'model.int8{suffix}')
-        runtime.quantize(source, plain, path, calibration)
-        yield 'int8', path
-    yield runtime.precision, plain
-
-
-def _bytes(path: Path, runtime: Runtime) -> int:
-    stem = path.name.removesuffix(runtime.suffixes[0])
-    files = [path.with_name(stem + suffix) for suffix in runtime.suffixes]
-    return sum(file.stat().st_size for whole in files for file in (whole, *whole.rglob('*')) if file.is_file())
 
 
 def write(
@@ -276,43 +207,44 @@ def write(
         converted: The model.
         formats: Names of formats, of `runtimes.RUNTIMES`.
         folder: Where to write `model` with the suffix of each format, and with the precision if not the format's own.
-        label_names: See `describe`.
+        label_names: Names of the classes in the order of the logits; None for those of the model's config, or of
+            ImageNet if it has as many classes.
         **options: See `Options`.
 
     Raises:
         ImportError: If a runtime is not installed.
-        OSError, ValueError: If a format is unknown, images are missing or cannot be read.
-        RuntimeError: If a file cannot be made, or does not match PyTorch.
+        OSError, ValueError: If a format is unknown, or a folder of images does not exist.
+        RuntimeError: If there are no images, a file cannot be made, or it does not match PyTorch.
     """
     chosen = Options(**options)
     runtimes = _runtimes(formats, chosen)
     from timm.data import resolve_input_data_config  # of timm 1.0.31, which the extra brings
 
-    model = copy.copy(converted.model)  # with a config of its own
+    model = copy.copy(converted.model)  # to change its config
     data_config = resolve_input_data_config(model, dict(img_size=chosen.img_size, mean=chosen.mean, std=chosen.std))
     model.pretrained_cfg = model.pretrained_cfg | data_config
+    about = _describe(converted, data_config, label_names)
     calibration, images = (
-        None if given is None else read_images(given, data_config, chosen.num_images)
+        None if given is None else _read_images(given, about['input'], data_config, chosen.num_images)
         for given in (chosen.calibration, chosen.check))
-    images = calibration if images is None else images
-    about = describe(converted, data_config, label_names)
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     exported = []
     with tempfile.TemporaryDirectory() as work:
         save(replace(converted, model=model), Path(work), label_names)
-        progress = tqdm(runtimes, unit='format', leave=False)
-        for runtime in progress:
-            progress.set_description(runtime.name)
-            for precision, path in _convert(
-                    runtime, Path(work), folder / f'model{runtime.suffixes[0]}', data_config['input_size'],
-                    chosen.weights, calibration if chosen.int8 else None):
+        for runtime in tqdm(runtimes, unit='format', leave=False):
+            plain, input_size = folder / f'model{runtime.suffixes[0]}', data_config['input_size']
+            runtime.convert(Path(work), plain, input_size)
+            for precision in [*(more for more in chosen.more() if more in runtime.precisions), runtime.precision]:
+                path = plain.with_name(f'model.{precision}{runtime.suffixes[0]}')
+                if precision == runtime.precision:  # the last, as the others are made of it
+                    path = plain
+                elif precision == 'int8':
+                    runtime.quantize(Path(work), plain, path, calibration)
+                else:
+                    runtime.store_weights(Path(work), plain, path, input_size, precision)
                 runtime.describe(path, metadata)
-                row = Exported(path, runtime.name, precision, data_config['input_size'], _bytes(path, runtime))
-                _examine(row, model, images, chosen.min_agreement)
-                if row.note and row.largest_difference is not None and not chosen.keep:
-                    name = about.get('architecture', about['source'])
-                    raise RuntimeError(f'{name} as {path.name} {row.check()}. {_ways_out(row)}')
-                exported.append(row)
+                exported.append(Exported(path, runtime.name, precision, input_size, runtime.size(path)))
+                _check(exported[-1], model, calibration if images is None else images, chosen)
     files = [{**asdict(row), 'path': row.path.name} for row in exported]
     (folder / 'model.json').write_text(json.dumps({**about, 'files': files}, indent=2) + '\n')
     return exported

@@ -1,13 +1,11 @@
-"""The formats that a model is exported to, and what their exporter, timmx, lacks.
+"""The formats that a model is exported to, and what timmx, the exporter, lacks.
 
 timmx writes every file. The rest is here, a class for each format: int8 for ONNX Runtime and OpenVINO, weights in 8 or
 16 bits for ONNX, metadata in the file, and the file as a function of an image, to check it and to time it.
 """
 import contextlib
 import importlib.util
-import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,63 +20,63 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence converters; where one fails, the end of what it printed is a note of the exception."""
+    """Silence converters."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with tempfile.TemporaryFile('w+', errors='replace') as log, contextlib.ExitStack() as stack:
+    with open(os.devnull, 'w') as nothing, contextlib.ExitStack() as stack:
         for descriptor in (1, 2):  # native code and child processes write to these
             saved = os.dup(descriptor)
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, descriptor)
-            os.dup2(log.fileno(), descriptor)
-        stack.enter_context(contextlib.redirect_stdout(log))
-        stack.enter_context(contextlib.redirect_stderr(log))
-        try:
-            yield
-        except Exception as error:
-            log.flush()
-            log.seek(0)
-            if hasattr(error, 'add_note'):  # since Python 3.11, which all converters need
-                error.add_note(log.read()[-2000:])
-            raise
+            os.dup2(nothing.fileno(), descriptor)
+        stack.enter_context(contextlib.redirect_stdout(nothing))
+        stack.enter_context(contextlib.redirect_stderr(nothing))
+        yield
 
 
 class Runtime:
     """A format, how a file of it is made, and the runtime that runs it.
 
+    Its methods take `folder`, a converted folder; `plain`, the plain file that was made of it; `path`, the file to
+    write or to load; `input_size`, (C, H, W) of an image; `images` as the network takes them, (N, C, H, W).
+
     Attributes:
         name: Name of the format, as timmx spells it.
-        suffixes: Ends of the names of its files; the runtime is given the first.
+        suffixes: Ends of the names of its files. The runtime is given the first file.
         modules: What has to be installed to make and run it.
+        int8_modules: What has to be installed too for files that compute in int8.
         extra: Extra of this package that brings them.
         precision: What a plain file computes in.
-        int8_modules: What else has to be installed for files that compute in int8, None if the format has none.
-        weights: Precisions in which the weights can be stored -> timmx's options for it.
+        precisions: Those of other files, of weights_int8, weights_fp16 and int8 -> timmx's options for it.
         options: timmx's options for a plain file.
     """
 
     name: str
     suffixes: tuple[str, ...]
     modules: tuple[str, ...] = ()
+    int8_modules: tuple[str, ...] = ()
     extra = 'export'
     precision = 'fp32'
-    int8_modules: tuple[str, ...] | None = None
-    weights: ClassVar[dict[str, dict[str, Any]]] = {}
+    precisions: ClassVar[dict[str, dict[str, Any]]] = {}
     options: ClassVar[dict[str, Any]] = {}
 
     def missing(self, int8: bool = False) -> list[str]:
         """Return the modules that are not installed."""
-        wanted = ('timmx', *self.modules, *(self.int8_modules or () if int8 else ()))
+        wanted = ('timmx', *self.modules, *(self.int8_modules if int8 else ()))
         return [module for module in wanted if importlib.util.find_spec(module) is None]
 
-    def convert(self, folder: Path, path: Path, input_size: Sequence[int], **options: Any) -> None:
-        """Write a file with timmx.
+    def files(self, path: Path) -> list[Path]:
+        """Return a file, and the second one if the format has two."""
+        stem = str(path).removesuffix(self.suffixes[0])
+        return [Path(stem + suffix) for suffix in self.suffixes]
 
-        Args:
-            folder: A converted folder.
-            path: The file to write.
-            input_size: (C, H, W) of an image.
-            **options: timmx's, in place of those for a plain file.
+    def size(self, path: Path) -> int:
+        """Return the bytes of a file, with that of the second one."""
+        return sum(
+            part.stat().st_size for file in self.files(path) for part in (file, *file.rglob('*')) if part.is_file())
+
+    def convert(self, folder: Path, path: Path, input_size: Sequence[int], **options: Any) -> None:
+        """Write a file with timmx, with its options in place of those for a plain file.
 
         Raises:
             RuntimeError: If timmx cannot.
@@ -95,35 +93,22 @@ class Runtime:
             raise RuntimeError(f'{self.name}: {error}') from error
 
     def store_weights(self, folder: Path, plain: Path, path: Path, input_size: Sequence[int], precision: str) -> None:
-        """Write a file whose weights are stored in fewer bits.
-
-        Args:
-            folder: A converted folder.
-            plain: The plain file made of it.
-            path: The file to write.
-            input_size: (C, H, W) of an image.
-            precision: One of `weights`.
-        """
-        self.convert(folder, path, input_size, **self.weights[precision])
+        """Write a file whose weights are stored in fewer bits: weights_int8 or weights_fp16."""
+        self.convert(folder, path, input_size, **self.precisions[precision])
 
     def quantize(self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
         """Write a file that computes in int8, weights and activations, calibrated on images.
 
-        Args:
-            folder: A converted folder.
-            plain: The plain file made of it.
-            path: The file to write.
-            images: Images as the network takes them, (N, C, H, W).
-            per_channel: One scale for each output channel of the weights, instead of one for all.
+        With `per_channel` the weights have a scale for each output channel, without it one for all.
         """
         with tempfile.TemporaryDirectory() as work:
             data = Path(work) / 'images.pt'
             torch.save(torch.from_numpy(images), data)
-            self.convert(
-                folder, path, images.shape[1:], mode='int8', calibration_data=data, per_channel=per_channel)
+            options = self.precisions['int8'] | dict(calibration_data=data, per_channel=per_channel)
+            self.convert(folder, path, images.shape[1:], **options)
 
     def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write metadata into the file, if its format has a place for them."""
+        """Write metadata into the file, if viewers of its format show them."""
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Return the file as a function of one image, see `load` below."""
@@ -136,8 +121,7 @@ class Onnx(Runtime):
     name = 'onnx'
     suffixes = ('.onnx',)
     modules = ('onnx', 'onnxscript', 'onnxslim', 'onnxruntime')
-    int8_modules = ()
-    weights: ClassVar = {'int8': {}, 'fp16': {}}
+    precisions: ClassVar = {'weights_int8': {}, 'weights_fp16': {}, 'int8': {}}
 
     def store_weights(self, folder: Path, plain: Path, path: Path, input_size: Sequence[int], precision: str) -> None:
         """Store the weights of convs and linear layers in fp16, or in int8 with a scale for each output channel.
@@ -148,24 +132,22 @@ class Onnx(Runtime):
         from onnx import helper, numpy_helper
 
         model = onnx.load(plain)
-        graph, nodes = model.graph, []
+        graph = model.graph
         for tensor in [t for t in graph.initializer if len(t.dims) > 1 and t.data_type == onnx.TensorProto.FLOAT]:
             weight = numpy_helper.to_array(tensor)  # (out, in, ...), Gemm's too: PyTorch's linear is transposed there
             name = f'{tensor.name}_{precision}'
-            if precision == 'fp16':
+            if precision == 'weights_fp16':
                 stored = {name: weight.astype(np.float16)}
-                nodes.append(helper.make_node('Cast', [*stored], [tensor.name], to=onnx.TensorProto.FLOAT))
+                node = helper.make_node('Cast', [*stored], [tensor.name], to=onnx.TensorProto.FLOAT)
             else:
                 largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
                 scale = np.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
                 rounded = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
                 stored = {name: rounded, f'{name}_scale': scale}
-                nodes.append(helper.make_node('DequantizeLinear', [*stored], [tensor.name], axis=0))
+                node = helper.make_node('DequantizeLinear', [*stored], [tensor.name], axis=0)
             graph.initializer.remove(tensor)
             graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in stored.items())
-        for node in nodes:
             graph.node.insert(0, node)
-        onnx.checker.check_model(model)
         onnx.save(model, path)
 
     def quantize(self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
@@ -212,7 +194,7 @@ class OpenVino(Runtime):
     suffixes = ('.xml', '.bin')
     modules = ('openvino',)
     int8_modules = ('nncf',)
-    weights: ClassVar = {'fp16': dict(fp16=True)}
+    precisions: ClassVar = {'weights_fp16': dict(fp16=True), 'int8': {}}
     options: ClassVar = dict(fp16=False)
 
     def quantize(self, folder: Path, plain: Path, path: Path, images: np.ndarray, per_channel: bool = True) -> None:
@@ -228,23 +210,11 @@ class OpenVino(Runtime):
                     weights_quantization_params=QuantizationParameters(per_channel=per_channel)))
             openvino.save_model(quantized, path, compress_to_fp16=False)
 
-    def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write `model_info` of `rt_info`, where OpenVINO's own tools describe models."""
-        import openvino
-
-        core = openvino.Core()
-        core.set_property({'ENABLE_MMAP': False})  # read all of the file, as it is written again
-        model = core.read_model(path)
-        for key, value in metadata.items():
-            model.set_rt_info(value, ['model_info', key])
-        openvino.save_model(model, path, compress_to_fp16=False)
-
     def load(self, path: Path, threads: int | None = None, precision: str = 'f32') -> Run:
-        """Run it on the processor, in f32 or in bf16, which OpenVINO itself would choose where the processor has it."""
+        """Run it on the processor in f32, or in bf16, which OpenVINO by itself chooses on processors that have it."""
         import openvino
 
-        options = {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'}
-        options |= {'INFERENCE_NUM_THREADS': str(threads)} if threads else {}
+        options = {'INFERENCE_PRECISION_HINT': precision, **({'INFERENCE_NUM_THREADS': threads} if threads else {})}
         compiled = openvino.Core().compile_model(path, 'CPU', options)
         return lambda image: compiled(image)[0]
 
@@ -255,7 +225,7 @@ class ExecuTorch(Runtime):
     name = 'executorch'
     suffixes = ('.pte',)
     modules = ('executorch',)
-    int8_modules = ()
+    precisions: ClassVar = {'int8': dict(mode='int8')}
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it. Its pool has a thread for each core of the machine, whatever `threads` says."""
@@ -273,23 +243,7 @@ class LiteRt(Runtime):
     suffixes = ('.tflite',)
     modules = ('litert_torch', 'ai_edge_litert')
     extra = 'litert'
-    int8_modules = ()
-    weights: ClassVar = {'fp16': dict(mode='fp16')}
-
-    def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write an entry `timm_mobilenext` of the flatbuffer's metadata, JSON."""
-        import flatbuffers
-        from ai_edge_litert import schema_py_generated as schema
-
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
-        buffer, entry = schema.BufferT(), schema.MetadataT()
-        buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
-        entry.name, entry.buffer = 'timm_mobilenext', len(model.buffers)
-        model.buffers.append(buffer)
-        model.metadata = [*(model.metadata or []), entry]
-        builder = flatbuffers.Builder()
-        builder.Finish(model.Pack(builder), b'TFL3')
-        path.write_bytes(builder.Output())
+    precisions: ClassVar = {'weights_fp16': dict(mode='fp16'), 'int8': dict(mode='int8')}
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it with XNNPACK, on one thread by default. An int8 file takes integers and answers in them."""
@@ -299,16 +253,13 @@ class LiteRt(Runtime):
             runner = Interpreter(str(path), num_threads=threads).get_signature_runner()
         (name, given), = runner.get_input_details().items()
         answer, = runner.get_output_details().values()
+        (scale, zero), (answer_scale, answer_zero) = given['quantization'], answer['quantization']  # 0 in fp32
 
         def run(image: np.ndarray) -> np.ndarray:
-            if given['dtype'] == np.int8:
-                scale, zero = given['quantization']
+            if scale:
                 image = np.clip(np.rint(image / scale + zero), -128, 127).astype(np.int8)
             logits, = runner(**{name: image}).values()
-            if answer['dtype'] == np.int8:
-                scale, zero = answer['quantization']
-                logits = (logits.astype(np.float32) - zero) * scale
-            return logits
+            return (logits.astype(np.float32) - answer_zero) * answer_scale if answer_scale else logits
         return run
 
 
@@ -319,7 +270,7 @@ class CoreMl(Runtime):
     suffixes = ('.mlpackage',)
     modules = ('coremltools',)
     precision = 'fp16'
-    weights: ClassVar = {'int8': dict(int8=True)}
+    precisions: ClassVar = {'weights_int8': dict(int8=True)}
 
     def describe(self, path: Path, metadata: dict[str, str]) -> None:
         """Write its `userDefined` metadata."""
@@ -332,7 +283,7 @@ class CoreMl(Runtime):
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it, on macOS."""
-        if platform.system() != 'Darwin':
+        if sys.platform != 'darwin':
             raise NotImplementedError('Core ML runs only on macOS and iOS')
         import coremltools
 
@@ -346,16 +297,15 @@ class Ncnn(Runtime):
     name = 'ncnn'
     suffixes = ('.ncnn.param', '.ncnn.bin')
     modules = ('ncnn', 'pnnx')
-    weights: ClassVar = {'fp16': dict(fp16=True)}
+    precisions: ClassVar = {'weights_fp16': dict(fp16=True)}
     options: ClassVar = dict(fp16=False)
 
     def convert(self, folder: Path, path: Path, input_size: Sequence[int], **options: Any) -> None:
-        """Have timmx write a folder, and keep its two files that ncnn loads."""
+        """Let timmx write a folder, and keep the two files in it that ncnn loads."""
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             super().convert(folder, Path(work), input_size, **options)
-            stem = path.name.removesuffix(self.suffixes[0])
-            for suffix in self.suffixes:
-                os.replace(Path(work) / f'model{suffix}', path.with_name(stem + suffix))
+            for written, file in zip(self.files(Path(work, f'model{self.suffixes[0]}')), self.files(path), strict=True):
+                os.replace(written, file)
 
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it in fp32."""
@@ -365,9 +315,9 @@ class Ncnn(Runtime):
         net.opt.num_threads = threads or os.cpu_count() or 1
         for half in ('use_fp16_packed', 'use_fp16_storage', 'use_fp16_arithmetic', 'use_bf16_storage'):
             setattr(net.opt, half, False)
-        weights = str(path).removesuffix(self.suffixes[0]) + self.suffixes[1]
-        if net.load_param(str(path)) or net.load_model(weights):
-            raise RuntimeError(f'ncnn cannot load {path} and {Path(weights).name} beside it')
+        param, weights = self.files(path)
+        if net.load_param(str(param)) or net.load_model(str(weights)):
+            raise RuntimeError(f'ncnn cannot load {param} and {weights.name} beside it.')
 
         def run(image: np.ndarray) -> np.ndarray:
             extractor = net.create_extractor()
@@ -386,11 +336,6 @@ class TorchExport(Runtime):
     name = 'torch-export'
     suffixes = ('.pt2',)
 
-    def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write the extra file `timm_mobilenext.json` in it."""
-        torch.export.save(
-            torch.export.load(path), path, extra_files={'timm_mobilenext.json': json.dumps(metadata)})
-
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it in PyTorch, on the threads of the process."""
         return _in_torch(torch.export.load(path).module())
@@ -402,15 +347,9 @@ class TorchScript(Runtime):
     name = 'torchscript'
     suffixes = ('.pt',)
 
-    def describe(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write the extra file `timm_mobilenext.json` in it."""
-        with quiet():
-            torch.jit.save(torch.jit.load(path), path, _extra_files={'timm_mobilenext.json': json.dumps(metadata)})
-
     def load(self, path: Path, threads: int | None = None) -> Run:
         """Run it in PyTorch, on the threads of the process."""
-        with quiet():
-            return _in_torch(torch.jit.load(path))
+        return _in_torch(torch.jit.load(path))
 
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (

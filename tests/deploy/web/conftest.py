@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import photographs
 import pytest
-import timm
-import torch
 from networks import SHORT, need
 from PIL import Image, ImageOps
-from sklearn.datasets import load_sample_images
 from timm.data import create_transform
 
 from timm_mobilenext.deploy import runtimes, web
 
 ROOT = Path(__file__).parents[3]
-CHROMIUM, DRIVER = (
-    shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver'))
-SIZE = 64  # pixels
+CHROMIUM, DRIVER = shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver')
 # Names of classes: long as German ones are, written from right to left, with what HTML would take for its own.
 LABELS = [
     'Donaudampfschifffahrtsgesellschaftskapitänsmützenabzeichen', 'برج المعبد الصيني القديم', 'שמיים וענפים',
@@ -49,52 +45,13 @@ def npm() -> Path:
     return folder
 
 
-def crop(photograph: Image.Image, part: int, rng: np.random.Generator) -> Image.Image:
-    """Return a piece of a fifth of a photograph, of any size and shape."""
-    left, right = part * photograph.width // 5, (part + 1) * photograph.width // 5
-    width, height = rng.integers(60, right - left), rng.integers(120, photograph.height)
-    x, y = rng.integers(left, right - width + 1), rng.integers(0, photograph.height - height + 1)
-    return photograph.crop((x, y, x + width, y + height))
-
-
 @pytest.fixture(scope='session')
-def pictures() -> Callable[[int, int], Iterator[tuple[int, Image.Image]]]:
-    """A function that cuts pieces from the two photographs of scikit-learn; the class is which and from where of it."""
-    photographs = [Image.fromarray(image) for image in load_sample_images().images]
-
-    def cut(count: int, seed: int) -> Iterator[tuple[int, Image.Image]]:
-        rng = np.random.default_rng(seed)
-        for i in range(count):
-            yield i % 10, crop(photographs[i % 10 // 5], i % 5, rng)
-    return cut
-
-
-@pytest.fixture(scope='session')
-def trained_folders(pictures, tmp_path_factory) -> list[Path]:
-    """Folders of a short MobileNeXt and a narrow MobileNetV2 that were trained on such pieces."""
-    config = dict(input_size=(3, SIZE, SIZE), interpolation='bicubic', crop_pct=0.875)
-    transform = create_transform(**config)
-    labels, images = zip(*pictures(400, 0), strict=True)
-    images, labels = torch.stack([transform(image) for image in images]), torch.tensor(labels)
-    folders = []
-    for name, kwargs in (('mobilenext_100', dict(width_mult=0.5, **SHORT)), ('mobilenetv2_035', {})):
-        torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=10, **kwargs)
-        optimizer = torch.optim.AdamW(model.parameters())
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=104)
-        for chosen in (chosen for _ in range(8) for chosen in torch.randperm(len(images)).split(32)):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=0.3).backward()
-            optimizer.step()
-            scheduler.step()
-        model.eval()
-        with torch.inference_mode():
-            assert (model(images).argmax(1) == labels).float().mean() > 0.6  # they have learned something
-        model.pretrained_cfg.update(config)
-        folders.append(tmp_path_factory.mktemp('trained') / name)
-        timm.models.save_for_hf(
-            model, folders[-1], safe_serialization=True, model_args=kwargs, model_config=dict(label_names=LABELS))
-    return folders
+def trained_folders(tmp_path_factory) -> list[Path]:
+    """Folders of a short MobileNeXt and a narrow MobileNetV2 that were trained on pieces of photographs."""
+    folder = tmp_path_factory.mktemp('trained')
+    photographs.train('mobilenext_100', folder / 'mobilenext_100', width_mult=0.5, **SHORT)
+    photographs.train('mobilenetv2_035', folder / 'mobilenetv2_035')
+    return [folder / 'mobilenext_100', folder / 'mobilenetv2_035']
 
 
 @pytest.fixture(scope='session')
@@ -103,46 +60,31 @@ def sites(exporter, npm, trained_folders, trained, tmp_path_factory) -> dict[str
     folder, networks, digits = tmp_path_factory.mktemp('sites'), [*map(str, trained_folders)], f'Ziffern={trained}'
     sources = {'fp32': [*networks, digits], 'int8': networks, 'one': [digits]}
     for name, models in sources.items():  # keep: the MobileNetV2 is trained so little that int8 may cost it too much
-        web.make(models, folder / name, weights='fp32' if name == 'fp32' else 'int8',
-                 runtime=npm / 'onnxruntime-web', keep=True)
+        web.make(models, folder / name, weights='fp32' if name == 'fp32' else 'int8', keep=True,
+                 label_names=None if name == 'one' else LABELS, runtime=npm / 'onnxruntime-web')
     return {name: folder / name for name in sources}
 
 
-class Expected:
-    """What Python answers: timm's transform, and ONNX Runtime."""
-
-    def __init__(self, site: Path, folder: Path) -> None:
-        self.models = json.loads((site / 'models.json').read_text())['models']
-        self.runs = {}
-        for i, model in enumerate(self.models):
-            path = folder / f'{i}.onnx'
-            path.write_bytes(gzip.decompress((site / model['file']['path']).read_bytes()))
-            self.runs[model['name']] = runtimes.load(path, threads=1)
-
-    def __call__(self, picture: Path, name: str, **changed: Any) -> np.ndarray:
-        """Return the logits of a network for a picture, with changes to its config."""
-        config = next(model for model in self.models if model['name'] == name) | changed
+@pytest.fixture(scope='session')
+def python(sites, tmp_path_factory) -> Callable[[str, Path, str], np.ndarray]:
+    """A function from a site, a picture and a network's name to the logits of timm's transform and ONNX Runtime."""
+    @functools.cache
+    def load(site: str, name: str) -> tuple[runtimes.Run, Callable, str]:
+        models = json.loads((sites[site] / 'models.json').read_text())['models']
+        about = next(model for model in models if model['name'] == name)
+        path = tmp_path_factory.mktemp('expected') / 'model.onnx'
+        path.write_bytes(gzip.decompress((sites[site] / about['file']['path']).read_bytes()))
         keys = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
-        transform = create_transform(**{key: config[key] for key in keys})
+        return runtimes.load(path, threads=1), create_transform(**{key: about[key] for key in keys}), about['input']
+
+    def logits(site: str, picture: Path, name: str) -> np.ndarray:
+        run, transform, mode = load(site, name)
         with Image.open(picture) as image:
             image = ImageOps.exif_transpose(image)
             if image.has_transparency_data:
-                image = image.convert('RGBA')
-                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-            image = image.convert('RGB').convert(config['input'])
-        return self.runs[name](transform(image)[None].numpy()).flatten()
-
-
-@pytest.fixture(scope='session')
-def python(sites, tmp_path_factory) -> dict[str, Expected]:
-    """Functions from a picture and the name of a network to the logits of its file, for each site."""
-    return {name: Expected(site, tmp_path_factory.mktemp('expected')) for name, site in sites.items()}
-
-
-@pytest.fixture(scope='session')
-def expected(python) -> Expected:
-    """A function from a picture and the name of a network to its logits in fp32."""
-    return python['fp32']
+                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
+            return run(transform(image.convert('RGB').convert(mode))[None].numpy()).flatten()
+    return logits
 
 
 @pytest.fixture
@@ -151,17 +93,10 @@ def serve() -> Iterator[Callable[..., str]]:
     servers: list[http.server.ThreadingHTTPServer] = []
 
     def start(folder: Path, is_plain: bool = False) -> str:
-        if is_plain:
-            class Silent(http.server.SimpleHTTPRequestHandler):
-                def log_message(self, *args: object) -> None:
-                    pass
-            server = http.server.ThreadingHTTPServer(
-                ('127.0.0.1', 0), functools.partial(Silent, directory=str(folder)))
-        else:
-            server = web.server(folder)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f'http://127.0.0.1:{server.server_address[1]}/'
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+        servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) if is_plain else web.server(folder))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{servers[-1].server_address[1]}/'
 
     def stop() -> None:
         while servers:
@@ -182,9 +117,7 @@ class Browser:
 
         chosen = webdriver.ChromeOptions()
         chosen.binary_location = CHROMIUM
-        for option in (
-                'headless=new', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-sync',
-                'disable-background-networking', 'disable-component-update', *options):
+        for option in ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-background-networking', *options):
             chosen.add_argument(f'--{option}')
         chosen.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
         self.driver = webdriver.Chrome(chosen, webdriver.ChromeService(DRIVER))
@@ -194,11 +127,10 @@ class Browser:
 
     def size(self, width: int, height: int, dark: bool = False) -> None:
         """Give the page a size in pixels, and light or dark colours; a narrow one is touched."""
-        self.cdp('Emulation.setTouchEmulationEnabled', enabled=width < 600)
-        self.cdp(
-            'Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.cdp('Emulation.setEmulatedMedia', features=[
-            dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
+        is_phone, colours = width < 600, 'dark' if dark else 'light'
+        self.cdp('Emulation.setTouchEmulationEnabled', enabled=is_phone)
+        self.cdp('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=is_phone)
+        self.cdp('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value=colours)])
 
     def cdp(self, command: str, **arguments: Any) -> Any:
         """Run a command of the Chrome DevTools Protocol, and return its result."""
@@ -213,8 +145,7 @@ class Browser:
             document.addEventListener('answer', event => heard.push(event.detail));
             document.addEventListener('measured', event => measured.push(event.detail));
         """
-        self.scripts = [
-            self.cdp('Page.addScriptToEvaluateOnNewDocument', source=listen + before)['identifier']]
+        self.scripts = [self.cdp('Page.addScriptToEvaluateOnNewDocument', source=listen + before)['identifier']]
         self.driver.get_log('browser')
         self.driver.get(url)
 
@@ -226,14 +157,10 @@ class Browser:
 
     def wait(self, script: str, *arguments: Any) -> Any:
         """Wait until an expression of the page is true, and return it."""
-        from selenium.common.exceptions import TimeoutException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        try:
-            return WebDriverWait(self.driver, 30, 0.02).until(
-                lambda driver: driver.execute_script(f'return {script}', *arguments))
-        except TimeoutException:
-            raise AssertionError(f'{script} was never true; the page says:\n{self.text()}\n{self.errors()}') from None
+        return WebDriverWait(self.driver, 30, 0.02).until(
+            lambda driver: driver.execute_script(f'return {script}', *arguments), f'{script} was never true')
 
     def text(self, element: str = 'body') -> str:
         """Return the text that an element shows."""
@@ -260,7 +187,7 @@ class Browser:
                   '.filter(its => its.hidden).length === arguments[0]', count)
 
     def give(self, path: Path) -> None:
-        """Choose a file, as a user would."""
+        """Choose a file."""
         self.driver.find_element('id', 'file').send_keys(str(path))
 
     def answer(self, path: Path, count: int = 2) -> dict[str, np.ndarray]:
@@ -276,10 +203,8 @@ class Browser:
 @pytest.fixture(scope='session')
 def chromium(exporter, npm) -> Callable[..., Browser]:
     """A function that starts a browser."""
-    if not (CHROMIUM and DRIVER) and 'CI' not in os.environ:
-        pytest.skip('there is no chromium with a chromedriver on this machine')
-    if importlib.util.find_spec('selenium') is None and 'CI' not in os.environ:
-        pytest.skip("selenium is not installed, which the extra 'browser' brings")
+    if not (CHROMIUM and DRIVER and importlib.util.find_spec('selenium')) and 'CI' not in os.environ:
+        pytest.skip("chromium, chromedriver or selenium is not installed; the extra 'browser' brings the last")
     return Browser
 
 

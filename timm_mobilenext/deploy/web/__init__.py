@@ -4,9 +4,7 @@
     python -m timm_mobilenext web 'Flowers=model_best.pth.tar' --label-names names.txt --output site
     python -m timm_mobilenext web --output site --serve         # serves a site that was made before
 
-Each SOURCE is a model name of timm with pretrained weights, a checkpoint of train.py, a converted folder, or
-hf-hub:OWNER/NAME; with NAME= before it, the page calls it NAME. The page shows the first, and the second to compare it
-with. docs/web.md says where the site can be put.
+The page shows the first SOURCE, and the second to compare it with. docs/web.md says where the site can be put.
 """
 import contextlib
 import copy
@@ -21,13 +19,12 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from timm.data import resolve_data_config
 
 from timm_mobilenext.cli import SOURCES, clear_errors, new_folder, parser, read_label_names
 from timm_mobilenext.deploy.export import USES, chosen, options, write
-from timm_mobilenext.deploy.runtimes import RUNTIMES
 from timm_mobilenext.doctor import count
 from timm_mobilenext.weights.authors import LICENSE
 from timm_mobilenext.weights.convert import Converted, load
@@ -40,33 +37,31 @@ VERSION = '1.30.0'
 LOADERS = ('ort.wasm.min.mjs', 'ort-wasm-simd-threaded.mjs')
 BINARY = 'ort-wasm-simd-threaded.wasm'
 TITLE = 'MobileNeXt on this device'
+HEADERS = {  # that a host should send
+    'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp',
+    'Content-Security-Policy': re.findall(r'Policy" content="([^"]*)"', (PAGE / 'index.html').read_text())[0],
+    'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer'}
+FOREVER = 'public, max-age=31536000, immutable'  # Cache-Control of files/, which are named by their content
+TYPES = {  # machines have tables of their own; a browser refuses modules of another type
+    '.css': 'text/css', '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.json': 'application/json',
+    '.md': 'text/markdown; charset=utf-8', '.mjs': 'text/javascript', '.svg': 'image/svg+xml'}
+KNOWN = {'interpolation': ('bicubic', 'bilinear'), 'crop_mode': ('center', 'squash', 'border')}  # by preprocess.js
 
 
-def find_runtime(given: str | Path | None = None) -> Path:
-    """Return the folder of onnxruntime-web's files, of the version that the page was made for.
-
-    Args:
-        given: The folder of the npm package. None for the nearest `node_modules` from here upwards.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is another version.
-    """
-    here = Path.cwd()
-    folders = [Path(given)] if given else [parent / 'node_modules' / PACKAGE for parent in (here, *here.parents)]
-    found = next((folder for folder in folders if (folder / 'package.json').is_file()), None)
-    remedy = f'Run npm install {PACKAGE}@{VERSION}'
-    if found is None:
-        where = f'in {given}' if given else 'in node_modules here or in a folder above'
-        raise FileNotFoundError(f'The npm package {PACKAGE} is not {where}. {remedy}, or give its folder (--runtime).')
-    version = json.loads((found / 'package.json').read_text())['version']
-    if version != VERSION:
-        raise ValueError(f'{found} is {PACKAGE} {version}: expected {VERSION}. {remedy}.')
-    return found / 'dist'
+def _find_runtime(given: str | Path | None) -> Path:
+    """Return the folder of onnxruntime-web's files, of the version that the page was made for."""
+    nearest = [parent / 'node_modules' / PACKAGE for parent in (Path.cwd() / 'node_modules').parents]
+    for folder in [Path(given)] if given else nearest:
+        about = folder / 'package.json'
+        if about.is_file() and json.loads(about.read_text())['version'] == VERSION:
+            return folder / 'dist'
+    raise FileNotFoundError(
+        f'The npm package {PACKAGE} {VERSION} is not in {given or "node_modules here or in a folder above"}. '
+        f'Run npm install {PACKAGE}@{VERSION}, or give its folder (--runtime).')
 
 
 def _load(sources: Sequence[str], model: str | None, model_kwargs: dict[str, Any] | None) -> dict[str, Converted]:
-    """Return the networks by their names on the page, if it can run them."""
+    """Return the networks by their names on the page; a network that the page cannot run is an error."""
     networks: dict[str, Converted] = {}
     for source in sources:
         name, _, rest = source.partition('=')
@@ -81,24 +76,21 @@ def _load(sources: Sequence[str], model: str | None, model_kwargs: dict[str, Any
         if not converted.model.num_classes:
             raise ValueError(f'{name} has no classifier: expected a network that answers with classes.')
         config = resolve_data_config({}, model=converted.model)
-        for key, value, known in (  # what preprocess.js knows
-                ('interpolation', config['interpolation'], ('bicubic', 'bilinear')),
-                ('crop_mode', config['crop_mode'], ('center', 'squash', 'border')),
-                ('in_chans', config['input_size'][0], (1, 3))):
-            if value not in known:
-                raise ValueError(f'{name} has {key} {value!r}: the page knows {", ".join(map(str, known))}.')
+        for key, known in KNOWN.items():
+            if config[key] not in known:
+                raise ValueError(f'{name} has {key} {config[key]!r}: the page knows {", ".join(known)}.')
         networks[name] = converted
     return networks
 
 
 def _pack(content: bytes, name: str, suffix: str, folder: Path) -> dict[str, Any]:
-    """Write a file packed, named by its content so that it never changes, and return what the page needs to know.
+    """Compress a file, name it by its content so that it never changes, and return its entry of models.json.
 
-    The page unpacks it itself: not every host packs what it sends, and unpacked the runtime is four times as large.
+    The page itself unpacks it: not every host compresses what it sends, and the runtime shrinks to a quarter.
     """
     packed = gzip.compress(content, 9, mtime=0)
-    name = re.sub(r'[^A-Za-z0-9._-]+', '-', name)
-    path = folder / 'files' / f'{name}-{hashlib.sha256(content).hexdigest()[:12]}{suffix}.gz'
+    stem = re.sub(r'[^A-Za-z0-9._-]+', '-', name)
+    path = folder / 'files' / f'{stem}-{hashlib.sha256(content).hexdigest()[:12]}{suffix}.gz'
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(packed)
     return dict(path=f'files/{path.name}', bytes=len(packed), size=len(content))
@@ -107,12 +99,7 @@ def _pack(content: bytes, name: str, suffix: str, folder: Path) -> dict[str, Any
 def _export(name: str, converted: Converted, weights: str, folder: Path, **options: Any) -> dict[str, Any]:
     """Export a network into the site, and return its entry of models.json."""
     with tempfile.TemporaryDirectory() as work:
-        try:
-            exported = write(converted, ['onnx'], Path(work), weights=[weights] * (weights != 'fp32'), **options)
-        except RuntimeError as error:
-            more = '' if weights == 'fp32' else ' --weights fp32 keeps the weights as they are.'
-            raise RuntimeError(f'{name}: {error}{more}') from error
-        row = next(row for row in exported if row.precision in (weights, f'weights_{weights}'))
+        row = write(converted, ['onnx'], Path(work), weights=[weights] * (weights != 'fp32'), **options)[0]
         about = json.loads((Path(work) / 'model.json').read_text(encoding='utf-8'))
         file = _pack(row.path.read_bytes(), name, '.onnx', folder)
     del about['files']
@@ -123,11 +110,9 @@ def _export(name: str, converted: Converted, weights: str, folder: Path, **optio
     facts = [
         f'{params / 1e6:.2f} million parameters',
         f'{madds / 1e6:.0f} million multiply-adds at {width} \u00d7 {height} pixels',
-        f'{file["size"] / 1e6:.1f} MB, {USES[row.precision]}',
-        f'From {about["source"]}, licence {about.get("license") or "not stated"}', f'The file {row.check()}']
-    return dict(
-        name=name, **about, params=params, madds=madds, precision=row.precision, file=file, check=row.check(),
-        facts=facts)
+        f'{file["size"] / 1e6:.2f} MB, {file["bytes"] / 1e6:.2f} MB to download, {USES[row.precision]}',
+        f'from {about["source"]}, licence {about.get("license") or "not stated"}', row.check()]
+    return dict(name=name, **about, params=params, madds=madds, file=file, facts=facts)
 
 
 def make(
@@ -148,35 +133,30 @@ def make(
         sources: What `convert.load` takes, each with `NAME=` before it to give it that name on the page.
         output: The folder, a new one.
         title: Title of the page.
-        weights: How the weights are stored: int8, fp16 or fp32. The arithmetic is in fp32: in WebAssembly that of int8
+        weights: How the weights are stored: int8, fp16 or fp32. The arithmetic stays in fp32, as in WebAssembly int8
             takes twice as long.
-        runtime: See `find_runtime`.
+        runtime: Folder of the npm package onnxruntime-web. None for the nearest `node_modules` from here upwards.
         label_names: Names of the classes, for each network that has as many.
         model: Name of the architecture of checkpoints that do not name their own.
         model_kwargs: Arguments of the models that are not the architecture's.
         **options: See `export.Options`, for all models.
 
     Returns:
-        What models.json holds: the models, the lists of class names, the runtime.
+        The content of models.json: the models, the lists of class names, the runtime.
 
     Raises:
-        ImportError, OSError, ValueError, RuntimeError: See `find_runtime`, `convert.load` and `export.write`; nothing
-            is left behind then.
+        FileNotFoundError: If onnxruntime-web is not there, in the version that the page was made for.
+        ImportError, OSError, ValueError, RuntimeError: See `convert.load` and `export.write`; nothing is left behind.
     """
-    missing = RUNTIMES['onnx'].missing()
-    if missing:
-        raise ImportError(
-            f"The site needs packages that are not installed ({', '.join(missing)}): "
-            "pip install 'timm-mobilenext[web]'.")
-    dist = find_runtime(runtime)
+    dist = _find_runtime(runtime)
     networks = _load(sources, model, model_kwargs)
     classes = {name: converted.model.num_classes for name, converted in networks.items()}
     if label_names and len(label_names) not in classes.values():
-        raise ValueError(f'There are {len(label_names)} label names, but ' + ' and '.join(
-            f'{name} has {n} classes' for name, n in classes.items()) + '.')
+        have = ' and '.join(f'{name} has {n} classes' for name, n in classes.items())
+        raise ValueError(f'There are {len(label_names)} label names, but {have}: give one name for each class.')
     with new_folder(output) as folder:
         models: list[dict[str, Any]] = []
-        labels: list[list[str]] = []  # of several models, most have the same
+        labels: list[list[str]] = []  # models often share them
         for name, converted in networks.items():
             names = label_names if label_names and len(label_names) == classes[name] else None
             about = _export(name, converted, weights, folder, label_names=names, **options)
@@ -191,7 +171,7 @@ def make(
 
 
 def _write_page(site: dict[str, Any], folder: Path, dist: Path) -> None:
-    """Write the page, the loaders of the runtime, and what hosts and readers want to know of the site."""
+    """Write the page, the loaders of the runtime, and the files for hosts and readers."""
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
     index = (folder / 'index.html').read_text(encoding='utf-8')
     (folder / 'index.html').write_text(index.replace(TITLE, html.escape(site['title'])), encoding='utf-8')
@@ -202,18 +182,13 @@ def _write_page(site: dict[str, Any], folder: Path, dist: Path) -> None:
     licences = {model.get('license') for model in site['models']}
     if LICENSE in licences:
         shutil.copyfile(LICENSE_TEXT, folder / 'LICENSE.weights')
-    rows = [
-        f'| {model["name"]} | {model["params"] / 1e6:.2f} M | {model["madds"] / 1e6:.0f} M at '
-        f'{" x ".join(map(str, model["input_size"][1:]))} px | {model["file"]["bytes"] / 1e6:.1f} MB | '
-        f'{model.get("license") or "not stated"} | {model["source"]} |' for model in site['models']]
     only = licences.pop() if len(licences) == 1 else None
     (folder / 'README.md').write_text((HERE / 'card.md').read_text(encoding='utf-8').format(
-        title=site['title'], quoted_title=json.dumps(site['title'], ensure_ascii=False), rows='\n'.join(rows),
+        title=site['title'], quoted_title=json.dumps(site['title'], ensure_ascii=False),
+        networks='\n'.join(f'- **{model["name"]}**: {"; ".join(model["facts"])}' for model in site['models']),
         version=VERSION, license=f'\nlicense: {only}' if only else ''), encoding='utf-8')
-    forever = headers('files/')
-    cache = forever.pop('Cache-Control')
-    lines = [f'  {key}: {value}' for key, value in forever.items()]
-    (folder / '_headers').write_text('\n'.join(['/*', *lines, '/files/*', f'  Cache-Control: {cache}', '']))
+    lines = ['/*', *(f'  {key}: {value}' for key, value in HEADERS.items()), '/files/*', f'  Cache-Control: {FOREVER}']
+    (folder / '_headers').write_text('\n'.join([*lines, '']))
     (folder / '.nojekyll').touch()  # GitHub Pages then publishes the files as they are
     worker = (folder / 'sw.js').read_text(encoding='utf-8')  # last, as it has a digest of all the others
     files = sorted(path for path in folder.rglob('*') if path.is_file())
@@ -221,36 +196,12 @@ def _write_page(site: dict[str, Any], folder: Path, dist: Path) -> None:
     (folder / 'sw.js').write_text(worker.replace("'development'", f"'{digest}'"), encoding='utf-8')
 
 
-def headers(path: str) -> dict[str, str]:
-    """Return the headers that a host should send with a file of the site.
-
-    Args:
-        path: Of the file, below the site.
-    """
-    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', (PAGE / 'index.html').read_text())
-    assert policy
-    return {
-        'Cross-Origin-Opener-Policy': 'same-origin',
-        'Cross-Origin-Embedder-Policy': 'require-corp',
-        'Content-Security-Policy': policy[1],
-        'X-Content-Type-Options': 'nosniff',
-        'Referrer-Policy': 'no-referrer',
-        'Cache-Control': 'public, max-age=31536000, immutable' if path.startswith('files/') else 'no-cache',
-    }
-
-
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    # Machines have tables of their own for these; a browser refuses modules of another type.
-    types: ClassVar = {
-        '.css': 'text/css', '.gz': 'application/gzip', '.html': 'text/html; charset=utf-8', '.js': 'text/javascript',
-        '.json': 'application/json', '.md': 'text/markdown; charset=utf-8', '.mjs': 'text/javascript',
-        '.svg': 'image/svg+xml'}
-
-    def guess_type(self, path: Any) -> str:
-        return self.types.get(Path(path).suffix, 'application/octet-stream')
+    extensions_map = TYPES
 
     def end_headers(self) -> None:
-        for key, value in headers(self.path.lstrip('/')).items():
+        cache = FOREVER if self.path.startswith('/files/') else 'no-cache'
+        for key, value in {**HEADERS, 'Cache-Control': cache}.items():
             self.send_header(key, value)
         super().end_headers()
 
@@ -266,7 +217,7 @@ def server(folder: str | Path, port: int = 0) -> http.server.ThreadingHTTPServer
         port: Where it listens, 0 for any free port.
 
     Raises:
-        FileNotFoundError: If there is no site in the folder.
+        FileNotFoundError: If the folder has no site.
         OSError: If the port is taken.
     """
     if not Path(folder, 'models.json').is_file():
@@ -284,11 +235,11 @@ def main(argv: list[str]) -> int:
     command.add_argument('sources', nargs='*', metavar='SOURCE', help=f'{SOURCES}; NAME=SOURCE to name it on the page')
     command.add_argument('--title', default=TITLE, help='title of the page (default: %(default)s)')
     command.add_argument('--weights', choices=['int8', 'fp16', 'fp32'], default='int8', help=(
-        'how they are stored; the arithmetic is in fp32 (default: %(default)s)'))
+        'precision of the stored weights; the arithmetic is in fp32 (default: %(default)s)'))
     command.add_argument('--runtime', metavar='DIR', help=(
-        f'the npm package {PACKAGE} {VERSION} (default: the nearest in node_modules)'))
+        f'folder of the npm package {PACKAGE} {VERSION} (default: the nearest in node_modules)'))
     command.add_argument('--serve', action='store_true', help='serve the site on this machine until Ctrl-C')
-    command.add_argument('--port', type=int, default=8000, metavar='N', help='for --serve (default: %(default)s)')
+    command.add_argument('--port', type=int, default=8000, metavar='N', help='port of --serve (default: %(default)s)')
     options(command, without=('weights', 'int8', 'calibration'))
     args = command.parse_args(argv)
     if not (args.sources or args.serve):
@@ -298,7 +249,7 @@ def main(argv: list[str]) -> int:
             site = make(
                 args.sources, args.output, title=args.title, runtime=args.runtime, model=args.model,
                 model_kwargs=args.model_kwargs, label_names=read_label_names(args.label_names), **chosen(args))
-            _report(site, Path(args.output), args.serve)
+            _report(site, Path(args.output))
         if args.serve:
             with server(args.output, args.port) as web:
                 print(f'Serving at http://127.0.0.1:{web.server_address[1]}/ (Ctrl-C to stop)', flush=True)
@@ -307,16 +258,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _report(site: dict[str, Any], output: Path, is_served: bool) -> None:
+def _report(site: dict[str, Any], output: Path) -> None:
     """Say what the site has, what a visit downloads, and what comes next."""
     for model in site['models']:
-        print(f'{model["name"]}: {model["file"]["bytes"] / 1e6:.2f} MB to download, {USES[model["precision"]]}; '
-              f'{model["check"]}')
+        print(f'{model["name"]}: {model["file"]["bytes"] / 1e6:.2f} MB to download; {model["facts"][-1]}')
     page = sum((output / path.name).stat().st_size for path in PAGE.iterdir())
     runtime = site['runtime']['bytes'] + sum((output / PACKAGE / file).stat().st_size for file in LOADERS)
-    first = page + runtime + site['models'][0]['file']['bytes']
-    print(f'{output}: a first visit downloads {first / 1e6:.2f} MB (runtime {runtime / 1e6:.2f} MB, page '
-          f'{page / 1e3:.0f} kB), later visits nothing')
-    if not is_served:
-        print(f'Next: python -m timm_mobilenext web --output {output} --serve shows it on this machine. '
-              f'{output / "README.md"} says how to put it on a host.')
+    print(f'{output}: a first visit downloads the first network, {runtime / 1e6:.2f} MB of runtime and '
+          f'{page / 1e3:.0f} kB of page; later visits download nothing')
+    print(f'Next: python -m timm_mobilenext web --output {output} --serve shows it on this machine. '
+          f'{output / "README.md"} says how to put it on a host.')

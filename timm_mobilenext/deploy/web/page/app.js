@@ -1,10 +1,10 @@
-// The page: pictures in, answers out. What takes time is in worker.js.
+// The page: takes pictures and shows answers. What takes time is in worker.js.
 import * as camera from './camera.js';
 import {download, forget} from './download.js';
 
 const SHOWN = 5;  // classes
-const FRAME_MS = 100;  // at least, between two frames of the camera
-const SPOKEN_MS = 3000;  // at least, between two of them that are read aloud
+const FRAME_MS = 100;  // between two frames of the camera, at least
+const SPOKEN_MS = 3000;  // between two answers that are read aloud, at least
 
 const $ = id => document.getElementById(id);
 const say = text => $('message').textContent = text;
@@ -35,7 +35,7 @@ const slots = [];  // the networks side by side
 const loaded = () => slots.map(slot => slot.name).filter(name => ready.has(name));
 const slotOf = name => slots.find(slot => slot.name === name);
 let picture = null;  // a File
-let turn = 0;  // of what is classified: an answer of an earlier one is late
+let turn = 0;  // number of the picture: an answer to an earlier one comes too late
 let isLive = false, lastSpoken = 0;
 
 // The worker
@@ -60,7 +60,7 @@ function startWorker() {
     else reject(new Error(error));
   };
   worker.onerror = () => {
-    broken = new Error('a part of the page is missing');
+    broken = new Error('a file of the page is missing');
     calls.forEach(({reject}) => reject(broken));
   };
 }
@@ -178,7 +178,7 @@ async function classify() {
   const mine = ++turn, names = loaded();
   if (!picture) return;
   say('');
-  $('note').textContent = names.length ? '' : 'The answer comes when the network is loaded.';
+  $('note').textContent = names.length ? '' : 'The answer appears when the network is loaded.';
   if (!names.length) return;
   let result;
   try {
@@ -215,7 +215,7 @@ function showFrame(element, {x, y} = {x: [0, 1], y: [0, 1]}) {
 function showState() {
   const isReady = loaded().length;
   $('example').hidden = !isReady;
-  $('state').textContent = isReady ? 'Ready. Choose a picture, or start with this one:' : 'Loading the network. You can choose a picture already.';
+  $('state').textContent = isReady ? 'Ready. Choose a picture, or start with this one:' : 'Loading the network. You can already choose a picture.';
 }
 
 /** Show the answers; the event `answer` of the document has the logits. */
@@ -247,7 +247,7 @@ async function measure(rounds = 21, atMost = 2000) {
     return make('tr', {}, make('th', {scope: 'row', dir: 'auto'}, name), ...cells.map(cell => make('td', {}, cell)));
   }));
   $('times').previousElementSibling.hidden = names.length < 2;
-  $('device').textContent = `The median of ${times[0].length} runs after two to warm up, without decoding and resizing the ` +
+  $('device').textContent = `The median of ${times[0].length} runs after two to warm up, without the time to decode and resize the ` +
     `picture. WebAssembly with SIMD, ${threads === 1 ? 'one thread' : `${threads} threads`} on ${cores} cores.`;
   $('speed').hidden = false;
   document.dispatchEvent(new CustomEvent('measured', {detail: {names, times, threads}}));
@@ -258,7 +258,7 @@ async function measure(rounds = 21, atMost = 2000) {
 async function toggleCamera() {
   if (isLive) return stopCamera();
   say('');
-  $('camera').disabled = true;  // until it was allowed or refused
+  $('camera').disabled = true;  // until the user allows or refuses it
   try {
     await camera.start($('video'), () => {
       stopCamera();
@@ -314,13 +314,13 @@ function listen() {
   $('camera').onclick = toggleCamera;
   $('shoot').onclick = async () => take(await camera.photograph($('video'), 'The photograph'));
   $('measure').onclick = () => measure(31, 10_000);
-  document.onpaste = ({clipboardData: {files}}) => files.length ? take(files[0]) : say('There is no picture in the clipboard.');
+  document.onpaste = ({clipboardData: {files}}) => files.length ? take(files[0]) : say('The clipboard has no picture.');
   document.ondragover = event => event.preventDefault();
   document.ondrop = event => {
     event.preventDefault();
     const {files} = event.dataTransfer;
     if (files.length) take(files[0]);
-    else say('That was not a file: save the picture first, then drop it here.');
+    else say('This is not a file. Save the picture first, then drop it here.');
   };
 }
 
@@ -341,7 +341,7 @@ async function main() {
   showState();
   const names = [...models.keys()], first = addSlot('Network', names);
   const second = names.length > 1 ? addSlot('Compare with', ['', ...names]) : null;
-  // The second waits for the first, and for the user where data is saved.
+  // The second waits for the first, and for the user if the browser saves data.
   if (second) second.name = second.select.value = navigator.connection?.saveData ? '' : names[1];
   await choose(first, names[0]);
   navigator.serviceWorker?.register('sw.js', {updateViaCache: 'none'});

@@ -1,8 +1,8 @@
-// The camera, and what went wrong with it in a sentence.
+// The camera, and a sentence for each way in which it can fail.
 
 const WHY = {
-  NotAllowedError: 'The camera was refused: allow it for this page in the browser, then press the button again.',
-  NotFoundError: 'There is no camera on this device.',
+  NotAllowedError: 'The browser does not allow the camera. Allow it for this page, then press the button again.',
+  NotFoundError: 'This device has no camera.',
   NotReadableError: 'The camera is in use by another program.',
 };
 
@@ -10,7 +10,7 @@ const WHY = {
 export async function start(video, onEnd) {
   if (!navigator.mediaDevices?.getUserMedia) {
     throw new Error(isSecureContext ? 'This browser does not let pages use a camera.' :
-      'Browsers allow the camera only over https, or from this device.');
+      'Browsers allow the camera only over https, or on a page of this device.');
   }
   let stream;
   try {
@@ -30,7 +30,7 @@ export function stop(video) {
   video.srcObject = null;
 }
 
-/** The present frame of a video, or an image, as a PNG file. */
+/** Return the current frame of a video, or an image, as a PNG file. */
 export async function photograph(element, name) {
   const canvas = new OffscreenCanvas(element.videoWidth ?? element.naturalWidth, element.videoHeight ?? element.naturalHeight);
   canvas.getContext('2d', {alpha: false}).drawImage(element, 0, 0, canvas.width, canvas.height);

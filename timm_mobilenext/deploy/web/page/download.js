@@ -1,15 +1,15 @@
-// Large files, which never change under their name: downloaded once, with progress, and kept for offline use.
+// Large files, which never change under their name: downloaded once, and stored for visits offline.
 
 // Other sites may share the address, below other paths.
 const name = `timm-mobilenext:${new URL('.', location.href).pathname}:files`;
 
-// There is none without https, or if the browser was told to store nothing.
+// Undefined without https, or if the browser stores nothing.
 const cache = Promise.resolve(globalThis.caches?.open(name)).catch(() => undefined);
 
 /**
- * Get a file, unpacked, as an ArrayBuffer; errors have words for the user.
+ * Return a file, unpacked, as an ArrayBuffer. Its errors are words for the user.
  * @param file {path, bytes, size} its address, and its bytes packed and unpacked.
- * @param onProgress is told how many of its bytes are there.
+ * @param onProgress is called with the number of bytes received.
  */
 export async function download({path, bytes, size}, onProgress) {
   const kept = await (await cache)?.match(path);
@@ -30,7 +30,7 @@ export async function download({path, bytes, size}, onProgress) {
       chunks.push(value);
       onProgress(received += value.length);
     }
-  } catch {}  // the end of the connection, like any other file that is too short
+  } catch {}  // the connection ended: handled below, like any file that is too short
   if (received !== bytes && received !== size) {  // some servers have the browser unpack a packed file
     throw new Error(`the download was cut off after ${received} of ${bytes} bytes`);
   }
@@ -42,7 +42,7 @@ export async function download({path, bytes, size}, onProgress) {
   return content;
 }
 
-/** Forget files, which may have been stored damaged. */
+/** Remove files from the storage, as they may be damaged. */
 export async function forget(...paths) {
   for (const path of paths) await (await cache)?.delete(path);
 }

@@ -1,4 +1,4 @@
-// What the first bytes of a file say: its format, its size, why a browser may not decode it.
+// What the first bytes of a file tell: its format, its size, and why a browser may not decode it.
 
 const UNREAD = {
   HEIC: 'this browser does not read HEIC, which iPhones take (Settings, Camera, Formats: Most Compatible)',
@@ -38,5 +38,5 @@ export function explain(name, size, {format}) {
   if (!size) return `${name} is empty.`;
   if (UNREAD[format]) return `${name} cannot be shown: ${UNREAD[format]}. Save it as JPEG or PNG.`;
   if (format) return `${name} is damaged or cut off: it starts as ${format}, but the browser cannot decode it.`;
-  return `${name} is not an image we can read. Use JPEG, PNG, WebP, GIF, AVIF or BMP.`;
+  return `${name} is not an image that this page can read. Use JPEG, PNG, WebP, GIF, AVIF or BMP.`;
 }

@@ -1,11 +1,11 @@
 // timm's evaluation transform (timm/data/transforms_factory.py): Pillow's resize in fixed point
-// (src/libImaging/Resample.c), of what is inside torchvision's crop.
+// (src/libImaging/Resample.c), only of what lies inside torchvision's crop.
 
 const BITS = 22;  // Pillow's PRECISION_BITS for 8 bits a channel
 const HALF = 1 << (BITS - 1);
 const STRIP = 1 << 20;  // pixels that are read at once: the image is never copied whole
 
-// name -> how far it reaches, and its weight at a distance
+// name -> its reach, and its weight at a distance
 const FILTERS = {
   bilinear: [1, x => Math.max(0, 1 - Math.abs(x))],
   bicubic: [2, x => {
@@ -110,7 +110,7 @@ function pack(rgba, channels) {
 export function prepare(read, width, height, model) {
   const [channels, cropHeight, cropWidth] = model.input_size, filter = FILTERS[model.interpolation];
   const [x, y] = plan(width, height, model), across = coefficients(x, filter), down = coefficients(y, filter);
-  // Pillow, from 13.0 on, starts with what takes more away. Both passes round, so the order can be seen.
+  // Pillow, from 13.0 on, starts with the axis that shrinks more. Both passes round, so the order matters.
   const isVerticalFirst = height > y.resized && height - y.resized > 2 * (width - x.resized);
   const needed = across.end - across.first, line = (isVerticalFirst ? needed : x.count) * channels;
   const sums = new Int32Array(y.count * line).fill(HALF), step = Math.max(1, Math.floor(STRIP / needed));

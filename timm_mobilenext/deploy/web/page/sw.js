@@ -1,4 +1,4 @@
-// Lets the page start without a network, and from the second visit on in isolation, which threads need.
+// Lets the page start without a network and, from the second visit on, in the isolation that threads need.
 // The browser compares this file with the one it has, so a new VERSION brings a new copy of the page.
 const VERSION = 'development';  // the command that makes the site writes its digest here
 const FILES = [
@@ -9,13 +9,13 @@ const PREFIX = `timm-mobilenext:${new URL('.', location.href).pathname}:`;  // o
 const NAME = PREFIX + VERSION;
 const LARGE = `${PREFIX}files`;
 
-// It takes over at once: on phones a page is hardly ever closed.
+// Replace the old copy at once, as on phones a page is hardly ever closed.
 self.addEventListener('install', event => event.waitUntil(self.skipWaiting().then(() => caches.open(NAME))
   .then(cache => cache.addAll(FILES.map(file => new Request(file, {cache: 'reload'}))))));
 
 self.addEventListener('activate', event => event.waitUntil(clean()));
 
-/** Forget the pages of earlier versions, and of the large files, which download.js keeps, those that are gone. */
+/** Remove the pages of earlier versions, and the large files of download.js that the site no longer has. */
 async function clean() {
   for (const name of await caches.keys()) {
     if (name.startsWith(PREFIX) && ![NAME, LARGE].includes(name)) await caches.delete(name);

@@ -3,8 +3,8 @@ import * as ort from './onnxruntime-web/ort.wasm.min.mjs';
 import {explain, inspect} from './formats.js';
 import {plan, prepare} from './preprocess.js';
 
-const MOST_PIXELS = 120e6;  // of more, browsers make black pictures
-const CANVAS_PIXELS = 16_777_216;  // the most that some phones hold
+const MOST_PIXELS = 120e6;  // browsers draw larger pictures black
+const CANVAS_PIXELS = 16_777_216;  // some phones hold no more
 const PREVIEW = 720;  // the longer edge of what is shown
 
 const networks = new Map();  // name -> {model, session}
@@ -62,7 +62,7 @@ const commands = {
   },
 };
 
-/** What decides how an image is prepared. */
+/** Return what an image's preparation depends on. */
 const look = ({input_size, interpolation, crop_pct, crop_mode, mean, std}) =>
   JSON.stringify([input_size, interpolation, crop_pct, crop_mode, mean, std]);
 
