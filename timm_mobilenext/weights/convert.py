@@ -59,7 +59,7 @@ def load(
         source: A checkpoint of train.py for any model of timm, or a state dict; a converted folder; hf-hub:OWNER/NAME;
             or the name of a model with weights. For those of the paper's authors it is their file, verified.
         model: Name of the architecture of a checkpoint that does not name its own. With the tag of PaddleClas's
-            weights, a .pdparams file counts as theirs.
+            weights, a .pdparams file counts as one of them.
         model_kwargs: Arguments of the model that are not the architecture's, such as `width_mult`.
         license: Licence of the weights, as the Hub spells it, where the source does not say it.
         cache_dir: Folder of the caches, by default those of the Hub's client and of torch.hub.
