@@ -89,7 +89,7 @@ class Machine:
     """An emulated ARM machine.
 
     Args:
-        cache: Folder to keep it in, which takes 0.9 GB, 0.7 GB more with the package's PyTorch.
+        cache: Folder to keep it in, which takes 0.9 GB, 0.8 GB more with the package's PyTorch.
         cpu: Name of the processor, as `qemu-aarch64 -cpu help` lists them.
 
     Raises:
