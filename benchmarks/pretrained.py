@@ -1,9 +1,9 @@
-"""Time `create_model(pretrained=True)` with warm caches beside timm's mobilenetv2_100, and convert's peak memory.
+"""Time `create_model(pretrained=True)` with warm caches beside timm's mobilenetv2_100; measure the memory of `convert`.
 
     python benchmarks/pretrained.py [--rounds 21]
 
-The weights come from the Hub of tests/loopback.py, in a folder that is removed; the network is not used. Each round
-takes one sample of each, so that what else the machine does falls on all alike; the medians are compared.
+The weights come from the Hub of tests/loopback.py, so that no network is needed. Each round takes one sample of each,
+so that what else the machine does slows all alike. Medians are compared.
 """
 import argparse
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / 'tests'))
 
-# What runs in a process of its own, after the environment says where the Hub and the caches are.
+# This runs in a process of its own, whose environment says where the Hub and the caches are.
 MEASURE = """
 import dataclasses, json, logging, sys, time
 import timm, torch
@@ -42,18 +42,20 @@ for i in range(rounds + 1):
 print(json.dumps(times))
 """
 
+# The arguments of `convert`; without any, only the imports are measured.
 CONVERT = """
-import re, time
+import re, sys, time
 from timm_mobilenext.weights.convert import main
 start = time.perf_counter()
-{}
-print(int(re.search(r'VmHWM: +(\\d+)', open('/proc/self/status').read().replace(chr(9), ' '))[1]) / 1024)
+if sys.argv[1:]:
+    main(sys.argv[1:])
+print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)
 print(time.perf_counter() - start)
 """
 
 
 def main() -> None:
-    """Print the medians, their ratios to mobilenetv2_100, and the peak memory."""
+    """Print the medians, their ratios to mobilenetv2_100, and the peak memory of `convert`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rounds', type=int, default=21, help='samples of each (default: %(default)s)')
     rounds = parser.parse_args().rounds
@@ -88,12 +90,12 @@ def main() -> None:
                       f'{median / base:7.2f}x')
         largest = Path(work) / 'largest.pth.tar'
         official.save_checkpoint(largest, 'mobilenext_l_ghost', ema=True)
-        convert = f"main([{str(largest)!r}, '--model', 'mobilenext_l_ghost', '-o', '{work}/converted'])"
+        convert = [largest, '--model', 'mobilenext_l_ghost', '--output', f'{work}/converted']
         (imports, _), (peak, seconds) = (
             map(float, subprocess.run(
-                [sys.executable, '-c', CONVERT.format(code)], check=True, stdout=subprocess.PIPE, text=True,
+                [sys.executable, '-c', CONVERT, *args], check=True, stdout=subprocess.PIPE, text=True,
             ).stdout.split()[-2:])
-            for code in ('', convert))
+            for args in ([], convert))
         print(f'convert, {largest.stat().st_size / 1e6:.0f} MB: peak {peak:.0f} MiB, {imports:.0f} MiB of it imports, '
               f'{seconds:.1f} s')
 

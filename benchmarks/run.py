@@ -2,8 +2,8 @@
 
     pip install '.[compare]' && python benchmarks/run.py [--official mnext.py] [--kinds latency training ...]
 
-Writes a CSV and a plot per kind. All that is compared runs in turn, one sample of each a round, so that what else the
-machine does falls on all alike; medians are compared. README.md beside this file says how to read the results.
+Writes a CSV and a plot for each kind. All that is compared runs in turn, one sample of each a round, so that what else
+the machine does slows all alike; medians are compared. README.md beside this file says how to read the results.
 """
 import argparse
 import csv
@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -32,7 +33,8 @@ parser.add_argument('--official', type=Path, metavar='PATH', help="the authors' 
 parser.add_argument('--kinds', nargs='+', choices=KINDS, default=KINDS, help='what to measure (default: everything)')
 parser.add_argument('--output', type=Path, default=Path(__file__).parent / 'results', help='folder of the results')
 parser.add_argument('--threads', type=int, default=1, help='threads of PyTorch (default: %(default)s)')
-parser.add_argument('--rounds', type=int, default=11, help='samples of each at batch 32; thrice as many at batch 1')
+parser.add_argument('--rounds', type=int, default=11,
+                    help='samples of each at batch 32 (default: %(default)s); two or three times as many at batch 1')
 parser.add_argument('--default-allocator', action='store_true', help="leave glibc's settings as they are")
 parser.add_argument('--plot-only', action='store_true', help='draw the plots from the CSVs that are there')
 parser.add_argument('--memory-of', nargs=3, help=argparse.SUPPRESS)  # a process of its own for each measurement
@@ -48,20 +50,24 @@ from timm.layers import BatchNormAct2d
 from timm.utils import reparameterize_model
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 import timm_mobilenext  # noqa: F401 - registers the models
 from timm_mobilenext.doctor import count
 
 DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
+OFFICIAL = ['official', 'official/2'] if args.official else []
+MIXED = [  # what is measured on a GPU beyond what is on a CPU
+    (name, f'{compiled}{dtype} channels_last')
+    for name in (*OURS, 'mobilenetv2_100') for compiled in ('', 'compiled ') for dtype in ('bf16', 'fp16')]
 
 
 def machine() -> str:
     """Return the name of the processor and its number of cores."""
     info = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in info.read_text().splitlines() if 'model name' in line] \
-        if info.exists() else []
-    return f'{names[0] if names else platform.processor()}, {os.cpu_count()} cores'
+    name = re.search(r'model name\s*: (.*)', info.read_text()) if info.exists() else None
+    return f'{name[1] if name else platform.processor()}, {os.cpu_count()} cores'
 
 
 def create(name: str, **kwargs) -> nn.Module:
@@ -79,45 +85,40 @@ def create(name: str, **kwargs) -> nn.Module:
     return model
 
 
-def calibrate(model: nn.Module) -> nn.Module:
-    """Give the batch norms statistics that fit the weights; without, an untrained network answers about 1e-14."""
-    for m in model.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            m.momentum = None
-    with torch.no_grad():
-        model.train()(torch.randn(4, 3, 224, 224))
-    return model.eval()
-
-
 def fold(model: nn.Module) -> nn.Module:
     """Fold all batch norms: ours through timm's call, those of timm's networks, which know no such call, here."""
     x = torch.randn(1, 3, 64, 64)
     folded = reparameterize_model(model)
     for parent in list(folded.modules()):
-        previous = ('', None)
-        for name, child in list(parent.named_children()):
-            if isinstance(child, BatchNormAct2d) and isinstance(previous[1], nn.Conv2d):
-                setattr(parent, previous[0], fuse_conv_bn_eval(previous[1], child))
-                setattr(parent, name, child.act)
-            previous = (name, child)
+        for (name, conv), (norm_name, norm) in itertools.pairwise(list(parent.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, norm.act)
     assert not [m for m in folded.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
         torch.testing.assert_close(folded(x), model(x), rtol=1e-2, atol=1e-3)
     return folded
 
 
+def place(
+        model: nn.Module, form: str, batch: int, size: int, device: str,
+) -> tuple[nn.Module, torch.Tensor, torch.autocast]:
+    """Return a model and images (B, 3, size, size) in the layout of a form, and a context of its precision."""
+    layout = torch.channels_last if 'channels_last' in form else torch.contiguous_format
+    x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=layout)
+    amp = torch.autocast(device, torch.bfloat16 if 'bf16' in form else torch.float16, enabled='16' in form)
+    return model.to(device, memory_format=layout), x, amp
+
+
 def inference(name: str, form: str, batch: int, size: int = 224, device: str = 'cpu') -> Callable[[], object]:
     """Return a function that runs a forward pass. A form is words: folded, channels_last, compiled, bf16, fp16."""
-    model = calibrate(create(name))
-    if 'folded' in form:
-        model = fold(model)
-    layout = torch.channels_last if 'channels_last' in form else torch.contiguous_format
-    model = model.to(device, memory_format=layout)
-    x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=layout)
+    model = create(name)
+    update_bn([torch.randn(4, 3, 224, 224)], model)  # else it answers about 1e-14, and such numbers are slow
+    model.eval()
+    model, x, amp = place(fold(model) if 'folded' in form else model, form, batch, size, device)
     if 'compiled' in form:
         torch.compiler.reset()
         model = torch.compile(model, fullgraph=True, dynamic=False)
-    amp = torch.autocast(device, torch.bfloat16 if 'bf16' in form else torch.float16, enabled='16' in form)
 
     @torch.no_grad()
     def run() -> None:
@@ -134,12 +135,9 @@ def training(name: str, form: str, batch: int, device: str = 'cpu') -> Callable[
     model = create(name, **(dict(recompute_act=True) if 'recompute_act' in form else {}))
     if 'checkpointed' in form:
         model.set_grad_checkpointing()
-    layout = torch.channels_last if 'channels_last' in form else torch.contiguous_format
-    model = model.train().to(device, memory_format=layout)
-    x = torch.randn(batch, 3, 224, 224, device=device).contiguous(memory_format=layout)
+    model, x, amp = place(model.train(), form, batch, 224, device)
     target = torch.arange(batch, device=device)
     run_model = torch.compile(model, fullgraph=True, dynamic=False) if 'compiled' in form else model
-    amp = torch.autocast(device, torch.bfloat16 if 'bf16' in form else torch.float16, enabled='16' in form)
 
     def run(between: Callable[[], object] = lambda: None) -> None:
         model.zero_grad(set_to_none=False)
@@ -175,23 +173,21 @@ def interleave(
 
 def spread(samples: list[float]) -> dict[str, float]:
     """Return median and quartiles, of seconds in milliseconds."""
-    low, _, high = statistics.quantiles(samples, n=4)
-    return {name: round(value * 1e3, 4) for name, value in
-            (('median', statistics.median(samples)), ('quartile1', low), ('quartile3', high))}
+    low, median, high = statistics.quantiles(samples, n=4)
+    return dict(median=round(median * 1e3, 4), quartile1=round(low * 1e3, 4), quartile3=round(high * 1e3, 4))
 
 
-def compare(times: dict[tuple, list[float]], columns: tuple[str, ...], **fixed) -> list[dict]:
-    """Return a row per key, with its ratio to the authors' code and, in the same form, to mobilenetv2_100."""
+def compare(times: dict[tuple, list[float]], **fixed) -> list[dict]:
+    """Return a row for each key, with its ratio to the authors' code and, in the same form, to mobilenetv2_100."""
     medians = {key: statistics.median(samples) for key, samples in times.items()}
     rows = []
-    for key, samples in times.items():
-        row = dict(zip(columns, key, strict=True)) | fixed
-        row |= spread(samples) | dict(unit='ms', samples=len(samples))
+    for (name, form), samples in times.items():
+        row = dict(model=name, form=form, **fixed, **spread(samples), unit='ms', samples=len(samples))
         baselines = {
             'over_official': ('official', 'eager'), 'over_official_channels_last': ('official', 'channels_last'),
-            'over_mobilenetv2_100': ('mobilenetv2_100', key[1])}
+            'over_mobilenetv2_100': ('mobilenetv2_100', form)}
         for column, baseline in baselines.items():
-            row[column] = round(medians[key] / medians[baseline], 4) if baseline in medians else ''
+            row[column] = round(medians[name, form] / medians[baseline], 4) if baseline in medians else ''
         rows.append(row)
     return rows
 
@@ -199,48 +195,41 @@ def compare(times: dict[tuple, list[float]], columns: tuple[str, ...], **fixed) 
 def measure_latency() -> list[dict]:
     """Time forward passes, as created and in the forms that are faster."""
     rows = []
-    official = ('official', 'official/2') if args.official else ()
+    forms = ('eager', 'channels_last', 'folded channels_last')
+    keys = list(itertools.product((*OURS, *PEERS), forms)) + list(itertools.product(OFFICIAL, forms[:2]))
+    keys += [(name, 'compiled channels_last') for name in (
+        *OURS, 'mobilenext_100_id033', 'mobilenext_100_id025', 'mobilenetv2_100')]
     for device, batch in itertools.product(DEVICES, (1, 32)):
-        forms = ('eager', 'channels_last', 'folded channels_last')
-        keys = [(name, form) for name in (*OURS, *PEERS) for form in forms]
-        keys += [(name, form) for name in official for form in forms[:2]]
-        keys += [(f'mobilenext_100{multiplier}', 'compiled channels_last') for multiplier in (
-            '', '_id050', '_id033', '_id025')] + [('mobilenetv2_100', 'compiled channels_last')]
-        if device == 'cuda':
-            keys += [(name, f'{compiled}{dtype} channels_last') for name in (*OURS, *PEERS[:1])
-                     for compiled in ('', 'compiled ') for dtype in ('bf16', 'fp16')]
-        runs = {key: inference(*key, batch, device=device) for key in tqdm(keys, desc='building', leave=False)}
+        runs = {key: inference(*key, batch, device=device) for key in tqdm(
+            keys + MIXED * (device == 'cuda'), desc='building', leave=False)}
         is_short = batch == 1
         times = interleave(runs, args.rounds * (3 if is_short else 1), f'latency, batch {batch}', twice=is_short)
-        rows += compare(times, ('model', 'form'), batch=batch, size=224, device=device)
+        rows += compare(times, batch=batch, size=224, device=device)
     return rows
 
 
 def measure_training() -> list[dict]:
     """Time forward and backward passes."""
     rows = []
+    keys = list(itertools.product((*OURS, 'mobilenetv2_100', *OFFICIAL[:1]), ('eager', 'channels_last')))
+    keys += [('mobilenext_100', f'{form} channels_last') for form in ('recompute_act', 'checkpointed')]
+    keys += [('mobilenetv2_100', 'checkpointed channels_last')]
     for device in DEVICES:
-        keys = [(name, form) for name in (*OURS, 'mobilenetv2_100', *(['official'] if args.official else []))
-                for form in ('eager', 'channels_last')]
-        keys += [(name, f'{form} channels_last') for name in OURS[:1] for form in ('recompute_act', 'checkpointed')]
-        keys += [('mobilenetv2_100', 'checkpointed channels_last')]
-        if device == 'cuda':
-            keys += [(name, f'{compiled}{dtype} channels_last') for name in (*OURS, *PEERS[:1])
-                     for compiled in ('', 'compiled ') for dtype in ('bf16', 'fp16')]
-        runs = {key: training(*key, 32, device) for key in keys}
-        rows += compare(interleave(runs, args.rounds, 'training'), ('model', 'form'), batch=32, size=224, device=device)
+        runs = {key: training(*key, 32, device) for key in keys + MIXED * (device == 'cuda')}
+        rows += compare(interleave(runs, args.rounds, 'training'), batch=32, size=224, device=device)
     return rows
+
+
+def resident(device: str, peak: bool = False) -> float:
+    """Return the bytes that the tensors of a GPU or the process take, or took at most."""
+    if device == 'cuda':
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    status = Path('/proc/self/status').read_text()
+    return 1024 * int(re.search(rf'{"VmHWM" if peak else "VmRSS"}:\s+(\d+)', status)[1])
 
 
 def memory_of(name: str, form: str, device: str) -> None:
     """Print the MB that a forward pass at batch 32 keeps for backward, and the peak of the step, over the start."""
-    if device == 'cuda':
-        def resident(peak: bool = False) -> float:
-            return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
-    else:
-        def resident(peak: bool = False) -> float:
-            lines = Path('/proc/self/status').read_text().splitlines()
-            return 1024 * next(float(line.split()[1]) for line in lines if line[:6] == ('VmHWM:' if peak else 'VmRSS:'))
     run = training(name, form, 32, device)
     run()
     seen = []
@@ -248,82 +237,76 @@ def memory_of(name: str, form: str, device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     else:
         Path('/proc/self/clear_refs').write_text('5')  # starts the peak anew
-    start = resident()
-    run(between=lambda: seen.append(resident()))
-    print((seen[0] - start) / 1e6, (resident(peak=True) - start) / 1e6)
+    start = resident(device)
+    run(between=lambda: seen.append(resident(device)))
+    print((seen[0] - start) / 1e6, (resident(device, peak=True) - start) / 1e6)
 
 
 def measure_memory() -> list[dict]:
     """Measure the memory of a training step, each in a process of its own."""
-    keys = [(name, form) for name in (*OURS, 'mobilenetv2_100', *(['official', 'official/2'] if args.official else []))
-            for form in ('eager', 'channels_last')]
-    keys += [(name, f'{form}{layout}') for name, form in itertools.product(OURS, ('recompute_act', 'checkpointed'))
-             for layout in ('', ' channels_last')]
+    keys = list(itertools.product((*OURS, 'mobilenetv2_100', *OFFICIAL), ('eager', 'channels_last')))
+    keys += itertools.product(OURS, [
+        form + layout for form in ('recompute_act', 'checkpointed') for layout in ('', ' channels_last')])
     keys += [('mobilenetv2_100', 'checkpointed')]
     # every tensor its own mapping, so that the resident memory is that of the tensors
     env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | {
         'MALLOC_MMAP_THRESHOLD_': '65536'}
-    rows, figures = [], {}
+    rows = []
     for device in DEVICES:
+        figures = {}
         for key in tqdm(keys, desc='memory', leave=False):
             command = [sys.executable, __file__, '--memory-of', *key, device, '--threads', str(os.cpu_count())]
             command += ['--official', str(args.official)] if args.official else []
-            kept, peak = map(float, subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout.split())
-            figures[key] = {'kept for backward': kept, 'peak': peak}
-            for figure, value in figures[key].items():
-                rows.append(dict(
-                    model=key[0], form=key[1], figure=figure, batch=32, size=224, device=device, median=round(value, 1),
-                    unit='MB', samples=1))
-        for row in rows:
-            if row['device'] == device and args.official:
-                row['over_official'] = round(row['median'] / figures['official', 'eager'][row['figure']], 4)
+            printed = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout.split()
+            figures[key] = dict(zip(('kept for backward', 'peak'), map(float, printed), strict=True))
+        for (name, form), measured in figures.items():
+            for figure, value in measured.items():
+                row = dict(model=name, form=form, figure=figure, batch=32, size=224, device=device,
+                           median=round(value, 1), unit='MB', samples=1)
+                if args.official:
+                    row['over_official'] = round(value / figures['official', 'eager'][figure], 4)
+                rows.append(row)
     return rows
 
 
 def measure_scaling() -> list[dict]:
     """Time forward passes over width, resolution and batch size."""
-    rows = []
-    widths = {'035': 0.35, '050': 0.5, '075': 0.75, '100': 1.0, '140': 1.4}
-    axes = {
-        'width': [(f'{family}_{width}', 1, 224) for width in widths for family in ('mobilenext', 'mobilenetv2')],
-        'resolution': [(f'{family}_100', 1, size) for size in (128, 160, 192, 224, 288, 384, 512)
-                       for family in ('mobilenext', 'mobilenetv2')],
-        'batch': [(f'{family}_100', batch, 224) for batch in (1, 2, 4, 8, 16, 32, 64)
-                  for family in ('mobilenext', 'mobilenetv2')],
+    shapes = {
+        'width': [(width, 1, 224) for width in ('035', '050', '075', '100', '140')],
+        'resolution': [('100', 1, size) for size in (128, 160, 192, 224, 288, 384, 512)],
+        'batch': [('100', batch, 224) for batch in (1, 2, 4, 8, 16, 32, 64)],
     }
-    for axis, keys in axes.items():
+    rows = []
+    for axis, points in shapes.items():
+        keys = [(f'{family}_{width}', *shape) for width, *shape in points for family in ('mobilenext', 'mobilenetv2')]
         runs = {key: inference(key[0], 'folded channels_last', *key[1:]) for key in keys}
         times = interleave(runs, args.rounds * (1 if axis == 'batch' else 2), axis, twice=axis != 'batch')
         for (name, batch, size), samples in times.items():
             _, madds, _ = count(timm.create_model(name, device='meta'))
             madds = madds * batch * (size / 224) ** 2  # of the convolutions, which are nearly all
-            row = dict(axis=axis, model=name, form='folded channels_last', batch=batch, size=size, device='cpu')
-            rows.append(row | spread(samples) | dict(
-                unit='ms', samples=len(samples), madds_millions=round(madds / 1e6, 1),
+            rows.append(dict(
+                axis=axis, model=name, form='folded channels_last', batch=batch, size=size, device='cpu',
+                **spread(samples), unit='ms', samples=len(samples), madds_millions=round(madds / 1e6, 1),
                 ns_per_madd=round(statistics.median(samples) / madds * 1e9, 5)))
     return rows
 
 
 def measure_startup() -> list[dict]:
     """Time the import, the creation of a model and loading its weights."""
-    def load(model: nn.Module, path: Path) -> None:
-        timm.models.load_checkpoint(model, str(path))
-
     code = 'import time, timm; t = time.perf_counter(); import timm_mobilenext; print(time.perf_counter() - t)'
     imports = [float(subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.PIPE).stdout)
                for _ in tqdm(range(7), desc='import', leave=False)]
-    rows = [dict(model='timm_mobilenext', form='import, after timm', device='cpu') | spread(imports) | dict(
-        unit='ms', samples=len(imports))]
+    rows = [dict(model='timm_mobilenext', form='import, after timm', device='cpu', **spread(imports), unit='ms',
+                 samples=len(imports))]
     with tempfile.TemporaryDirectory() as folder:
         runs: dict[tuple, Callable[[], object]] = {}
         for name in ('mobilenext_100', 'mobilenetv2_100'):
-            model = timm.create_model(name)
-            path = Path(folder) / f'{name}.safetensors'
+            model, path = timm.create_model(name), f'{folder}/{name}.safetensors'
             save_file(model.state_dict(), path)
             runs[name, 'create_model'] = partial(timm.create_model, name)
             runs[name, 'create_model, meta device'] = partial(timm.create_model, name, device='meta')
-            runs[name, 'load safetensors'] = partial(load, model, path)
-        rows += compare(interleave(runs, 31, 'start-up'), ('model', 'form'), device='cpu')
+            runs[name, 'load safetensors'] = partial(timm.models.load_checkpoint, model, path)
+        rows += compare(interleave(runs, 31, 'start-up'), device='cpu')
     return rows
 
 
@@ -337,31 +320,29 @@ def plot(kind: str, rows: list[dict]) -> None:
     for row in rows:
         title = row.get('axis') or row.get('figure') or (f'batch {row["batch"]}' if row.get('batch') else row['form'])
         groups.setdefault(f'{title}, {row["device"]}', []).append(row)
-    tallest = max(map(len, groups.values()))
-    height = 4 if kind == 'scaling' else 1.2 + 0.24 * tallest
+    height = 4 if kind == 'scaling' else 1.2 + 0.24 * max(map(len, groups.values()))
     figure, axes = plt.subplots(
         1, len(groups), figsize=(6.5 * len(groups), height), squeeze=False, layout='constrained')
     for axis, (title, group) in zip(axes[0], groups.items(), strict=True):
+        axis.set_title(title)
         if kind == 'scaling':
-            x_name = {'width': 'madds_millions', 'resolution': 'size', 'batch': 'batch'}[group[0]['axis']]
+            column = {'width': 'madds_millions', 'resolution': 'size', 'batch': 'batch'}[group[0]['axis']]
             for family in ('mobilenext', 'mobilenetv2'):
                 points = [row for row in group if row['model'].startswith(family)]
-                axis.plot(*zip(*((float(r[x_name]), float(r['ns_per_madd'])) for r in points), strict=True), marker='o',
-                          label=family)
-            axis.set(xlabel=x_name.replace('madds_millions', 'multiply-adds (M)'), ylabel='ns per multiply-add', ylim=0)
-            axis.set_xscale('log')
+                axis.plot([float(row[column]) for row in points], [float(row['ns_per_madd']) for row in points],
+                          marker='o', label=family)
+            axis.set(xlabel=column.replace('madds_millions', 'multiply-adds (M)'), ylabel='ns per multiply-add', ylim=0,
+                     xscale='log')
             axis.legend()
-        else:
-            group = sorted(group, key=lambda row: float(row['median']))
-            names = [f'{row["model"]}, {row["form"]}' for row in group]
-            medians = [float(row['median']) for row in group]
-            errors = [[abs(float(row['median']) - float(row.get(q) or row['median'])) for row in group]
-                      for q in ('quartile1', 'quartile3')]
-            colors = ['C1' if 'official' in n else 'C0' if 'mobilenext' in n else 'C7' for n in names]
-            axis.barh(names, medians, xerr=errors, color=colors)
-            axis.set(xlabel=f'{group[0]["unit"]}, less is better')
-            axis.invert_yaxis()
-        axis.set_title(title)
+            continue
+        group.sort(key=lambda row: float(row['median']))
+        names = [f'{row["model"]}, {row["form"]}' for row in group]
+        errors = [[abs(float(row['median']) - float(row.get(quartile) or row['median'])) for row in group]
+                  for quartile in ('quartile1', 'quartile3')]
+        colors = ['C1' if 'official' in name else 'C0' if 'mobilenext' in name else 'C7' for name in names]
+        axis.barh(names, [float(row['median']) for row in group], xerr=errors, color=colors)
+        axis.set(xlabel=f'{group[0]["unit"]}, less is better')
+        axis.invert_yaxis()
     figure.suptitle('{}: {machine}, threads {threads}, torch {torch}'.format(kind, **rows[0]), fontsize=10)
     figure.savefig(args.output / f'{kind}.png', dpi=110)
     plt.close(figure)
@@ -379,7 +360,7 @@ def main() -> None:
         allocator='default' if args.default_allocator else 'memory kept')
     print(', '.join(f'{key}: {value}' for key, value in where.items()))
     if 'cuda' not in DEVICES:
-        print('CUDA: not run, there is no device. Where there is one bf16, fp16 and torch.compile run on it too.')
+        print('CUDA: not run, there is no device.')
     if not args.official:
         print("The authors' code: not run, no --official PATH.")
     for kind in args.kinds:

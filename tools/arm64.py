@@ -4,14 +4,16 @@ r"""Run exported files on the ARM instruction set: an ARM Linux of Debian's and 
         --calibration images --output files
     python tools/arm64.py files --images images
 
-prints for each file and processor the share of JPEG images that get the class that PyTorch gives here, by `model.pt2`,
-and the largest difference of a logit, in standard deviations of all logits, to PyTorch and to the same file here. It
-says nothing of speed. Files of ExecuTorch are run by examples/cpp, as its Python package for ARM wants its own version
-of PyTorch, which PyPI has only for CUDA. `--run` runs a script that imports this package, by an older PyTorch. Nothing
-is installed: the packages lie unpacked in --cache.
+This prints for each file and processor the share of JPEG images that get the same class as from PyTorch on this
+machine (`model.pt2`). It also prints the largest difference of a logit to PyTorch and to the same file on this machine,
+in standard deviations of all logits. It says nothing about speed. Nothing is installed: the packages lie unpacked in
+--cache.
+
+examples/cpp runs the files of ExecuTorch, whose Python package for ARM needs a version of PyTorch that PyPI has only
+for CUDA. With --run, a script that imports this package runs there, with an older PyTorch.
 """
 import argparse
-import csv
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -24,6 +26,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from timm.data import create_transform
 
@@ -38,13 +42,8 @@ DEBIAN = (
     f'libpython{PYTHON}-stdlib', 'libjpeg62-turbo', 'libjpeg62-turbo-dev', 'libonnxruntime-dev', 'nlohmann-json3-dev')
 RUNTIMES = (
     'numpy', 'onnxruntime', 'ncnn', 'ai-edge-litert', 'openvino', 'openvino-telemetry', 'executorch', 'flatbuffers')
-# PyTorch 2.10 is the last with a wheel for ARM that does not want CUDA.
-PACKAGE = (
-    'torch==2.10.0', 'torchvision==0.25.0', 'timm', 'timmx', 'onnx', 'onnxscript', 'onnx-ir', 'onnxslim', 'colorama',
-    'ml-dtypes', 'numpy', 'pillow', 'pyyaml', 'huggingface-hub', 'safetensors', 'tqdm', 'sympy', 'mpmath', 'networkx',
-    'jinja2', 'markupsafe', 'fsspec', 'filelock', 'typing-extensions', 'packaging', 'httpx2', 'httpcore2', 'h11',
-    'anyio', 'idna', 'certifi', 'truststore', 'click', 'rich', 'typer', 'shellingham', 'markdown-it-py', 'mdurl',
-    'pygments', 'annotated-doc', 'protobuf', 'setuptools', 'onnxruntime', 'flatbuffers')
+# PyTorch 2.10 is the last with a wheel for ARM that does not need CUDA; torchvision 0.25 is the one built for it.
+TORCH = {'torch': '2.10.0', 'torchvision': '0.25.0'}
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'), 'timm-mobilenext', 'arm64')
 # without the instructions for dot products of int8, with them, the newest
 PROCESSORS = ('cortex-a72', 'cortex-a76', 'max')
@@ -56,19 +55,41 @@ class CannotRunError(Exception):
 
 
 def call(*command: str | Path, **options: object) -> str:
-    """Return what a command prints, or raise `CannotRunError` with the end of what it complains of."""
+    """Return what a command prints, or raise `CannotRunError` with the last line of its errors."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f'exit status {done.returncode}']
-        raise CannotRunError(lines[-1].strip())
+        raise CannotRunError((done.stderr.strip() or f'exit status {done.returncode}').splitlines()[-1])
     return done.stdout
+
+
+def installed(package: str) -> str:
+    """Return a package with its version, if it is installed here."""
+    try:
+        return f'{package}=={TORCH.get(package) or importlib.metadata.version(package)}'
+    except importlib.metadata.PackageNotFoundError:
+        return package
+
+
+def needed(*packages: str) -> list[str]:
+    """Return packages that are installed here and all that they need, without CUDA, each with its version."""
+    found, left = {}, [*map(Requirement, packages)]
+    while left:
+        package = left.pop()
+        key = package.name, *package.extras
+        if key in found or package.name.startswith(('cuda', 'nvidia', 'triton')):
+            continue
+        found[key] = installed(canonicalize_name(package.name))
+        for part in map(Requirement, importlib.metadata.requires(package.name) or ()):
+            if part.marker is None or any(part.marker.evaluate({'extra': extra}) for extra in package.extras or {''}):
+                left.append(part)
+    return sorted(set(found.values()))
 
 
 class Machine:
     """An emulated ARM machine.
 
     Args:
-        cache: Folder to keep it in, which takes 0.5 GB, 1.2 GB more with the package's PyTorch.
+        cache: Folder to keep it in, which takes 0.9 GB, 0.8 GB more with the package's PyTorch.
         cpu: Name of the processor, as `qemu-aarch64 -cpu help` lists them.
 
     Raises:
@@ -76,9 +97,8 @@ class Machine:
     """
 
     def __init__(self, cache: Path, cpu: str = PROCESSORS[0]) -> None:
-        for tool in ('apt-get', 'dpkg-deb'):
-            if not shutil.which(tool):
-                raise CannotRunError(f'The emulated machine is made of Debian packages, and there is no {tool} here.')
+        if not shutil.which('apt-get'):
+            raise CannotRunError('The emulated machine is made of Debian packages, and apt-get is not installed here.')
         self.cache, self.cpu = cache.absolute(), cpu
         self.root = self.kept('root', DEBIAN, lambda folder: self.unpack('arm64', DEBIAN, folder))
         here = call('dpkg', '--print-architecture').strip()
@@ -86,7 +106,7 @@ class Machine:
         self.qemu = emulator / 'usr/bin/qemu-aarch64'
 
     def kept(self, name: str, contents: Sequence[str], make: Callable[[Path], object]) -> Path:
-        """Return a folder of the cache with these contents, made if it is not there."""
+        """Return a folder of the cache with these contents; make it if it does not exist."""
         folder = self.cache / f'{name}-{zlib.crc32(repr(contents).encode()):08x}'
         if not folder.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -96,7 +116,7 @@ class Machine:
         return folder
 
     def unpack(self, architecture: str, packages: Sequence[str], folder: Path) -> None:
-        """Unpack Debian packages, from where this machine has its own."""
+        """Unpack Debian packages, downloaded from where this machine gets its own."""
         index = call('apt-get', 'indextargets', '--format', '$(REPO_URI) $(COMPONENT) $(CREATED_BY)')
         addresses = {line.split()[0] for line in index.splitlines() if line.endswith('/debian/ main Packages')}
         if not addresses:
@@ -121,18 +141,15 @@ class Machine:
             (folder / 'lib').symlink_to('usr/lib')  # as Debian's base-files does
 
     def wheels(self, name: str, packages: Sequence[str]) -> Path:
-        """Return a folder of Python packages for it: those that are installed here in the same versions."""
-        def pin(package: str) -> str:
-            try:
-                return package if '=' in package else f'{package}=={importlib.metadata.version(package)}'
-            except importlib.metadata.PackageNotFoundError:
-                return package
-
+        """Return a folder of Python packages for it."""
         platforms = [f'--platform=manylinux_2_{minor}_aarch64' for minor in (39, 35, 34, 31, 28, 27, 24, 17)]
-        pinned = [pin(package) for package in packages]
-        return self.kept(name, pinned, lambda folder: call(
-            sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--only-binary=:all:', *platforms,
-            '--implementation=cp', f'--python-version={PYTHON}', '--target', folder, *pinned))
+        return self.kept(name, packages, lambda folder: call(
+            sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-compile', '--only-binary=:all:',
+            *platforms, '--implementation=cp', f'--python-version={PYTHON}', '--target', folder, *packages))
+
+    def site(self) -> Path:
+        """Return the folder of the runtimes, in the versions that are installed here."""
+        return self.wheels('site', [*map(installed, RUNTIMES)])
 
     def run(self, program: str | Path, *arguments: str | Path, path: Sequence[Path] = ()) -> str:
         """Run a program of the machine, and return what it prints."""
@@ -147,7 +164,7 @@ class Machine:
 
     def programs(self) -> Path:
         """Return the folder of examples/cpp, built for it."""
-        site, sources = self.wheels('site', RUNTIMES), ROOT / 'examples/cpp'
+        site, sources = self.site(), ROOT / 'examples/cpp'
         include, library = self.root / 'usr/include', self.root / 'usr/lib/aarch64-linux-gnu'
         onnxruntime, = site.glob('onnxruntime/capi/libonnxruntime.so.*')
 
@@ -164,77 +181,94 @@ class Machine:
         return self.kept('cpp', [str(site), *(file.read_text() for file in sorted(sources.iterdir()))], build)
 
 
-def answers(machine: Machine, path: Path, images: Sequence[Path], prepared: np.ndarray, work: Path) -> np.ndarray:
-    """Return the logits (N, C) of a file for images, on the machine."""
-    if path.suffix == '.pte':
-        printed = machine.run(
-            machine.programs() / 'classify_executorch', '--logits', path, path.with_name('model.json'), *images)
-        return np.array([[float(word) for word in line.split('\t')[1:]] for line in printed.splitlines()])
-    np.save(work / 'images.npy', prepared)
-    machine.python(
-        Path(__file__).with_name('arm64_guest.py'), path, work / 'images.npy', work / 'answers.npy',
-        path=[machine.wheels('site', RUNTIMES)])
-    return np.load(work / 'answers.npy')
-
-
-def compare(machine: Machine, paths: Sequence[Path], images: Sequence[Path], cpus: Sequence[str]) -> list[dict]:
-    """Return what files answer on each processor beside what PyTorch answers here."""
-    about = json.loads(paths[0].with_name('model.json').read_text())
+def prepare(model: Path, images: Sequence[Path]) -> np.ndarray:
+    """Return images as a file takes them, (N, C, H, W)."""
+    about = json.loads(model.with_name('model.json').read_text())
     transform = create_transform(**{key: about[key] for key in (
         'input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')})
-    prepared = np.stack([transform(Image.open(image).convert(about['input'])).numpy() for image in images])
+    return np.stack([transform(Image.open(image).convert(about['input'])).numpy() for image in images])
 
-    def here(path: Path) -> np.ndarray:
-        run = runtimes.load(path, threads=1)
-        return np.stack([run(image[None]).flatten() for image in prepared])
 
-    reference, rows = paths[0].with_name('model.pt2'), []
+def logits_here(model: Path, prepared: np.ndarray) -> np.ndarray:
+    """Return the logits (N, C) of a file on this machine."""
+    run = runtimes.load(model, threads=1)
+    return np.stack([run(image[None]).flatten() for image in prepared])
+
+
+def logits_there(
+        machine: Machine, models: Sequence[Path], images: Sequence[Path], prepared: np.ndarray,
+) -> dict[Path, np.ndarray]:
+    """Return the logits (N, C) of files on the emulated machine, or the text of an error."""
+    found: dict[Path, np.ndarray] = {}
+    # One process for all that Python runs: under emulation the imports take longer than the networks.
+    in_python = [model for model in models if model.suffix != '.pte']
+    with tempfile.TemporaryDirectory() as work:
+        np.save(f'{work}/images.npy', prepared)
+        try:
+            machine.python(
+                Path(__file__).with_name('arm64_guest.py'), f'{work}/images.npy', f'{work}/logits.npz', *in_python,
+                path=[machine.site()])
+            found |= zip(in_python, np.load(f'{work}/logits.npz').values(), strict=True)
+        except CannotRunError as error:
+            found |= dict.fromkeys(in_python, np.array(str(error)))
+    for model in models:
+        if model in found:
+            continue
+        try:
+            printed = machine.run(
+                machine.programs() / 'classify_executorch', '--logits', model, model.with_name('model.json'), *images)
+            found[model] = np.array([[float(word) for word in line.split('\t')[1:]] for line in printed.splitlines()])
+        except CannotRunError as error:
+            found[model] = np.array(str(error))
+    return found
+
+
+def compare(machine: Machine, models: Sequence[Path], images: Sequence[Path], processors: Sequence[str]) -> None:
+    """Print what files answer on each processor beside what PyTorch answers here."""
+    reference = models[0].with_name('model.pt2')
     if not reference.exists():
         raise CannotRunError(f'{reference} does not exist. Export torch-export too.')
-    expected = here(reference)
-    for path in paths:
-        try:
-            x86 = here(path)
-        except ImportError:
-            x86 = None
-        for cpu in cpus:
-            row = dict(file=path.name, processor=cpu, agreement='', difference='', from_x86='', error='')
-            machine.cpu = cpu
-            try:
-                with tempfile.TemporaryDirectory() as work:
-                    found = answers(machine, path, images, prepared, Path(work))
-                row['agreement'] = np.mean(found.argmax(1) == expected.argmax(1)).item()
-                row['difference'] = float(np.abs(found - expected).max() / expected.std())
-                if x86 is not None:
-                    row['from_x86'] = float(np.abs(found - x86).max() / expected.std())
-            except CannotRunError as error:
-                row['error'] = str(error)
-            rows.append(row)
-            print('  '.join(f'{key} {value:.2g}' if isinstance(value, float) else str(value)
-                            for key, value in row.items() if value != ''), flush=True)
-    return rows
+    prepared = prepare(reference, images)
+    expected, here = logits_here(reference, prepared), {}
+    for model in models:
+        with contextlib.suppress(ImportError):
+            here[model] = logits_here(model, prepared)
+
+    def difference(found: np.ndarray, other: np.ndarray) -> str:
+        return f'{np.abs(found - other).max() / expected.std():.2g}'
+
+    print(f'{"file":<18}{"processor":<12}{"same class":>10}{"to PyTorch":>12}{"to x86":>10}')
+    for machine.cpu in processors:
+        for model, found in logits_there(machine, models, images, prepared).items():
+            line = f'{model.name:<18}{machine.cpu:<12}'
+            if found.dtype.kind == 'U':
+                print(f'{line}error: {found}')
+                continue
+            same = np.mean(found.argmax(1) == expected.argmax(1))
+            to_x86 = difference(found, here[model]) if model in here else ''
+            print(f'{line}{same:>10.1%}{difference(found, expected):>12}{to_x86:>10}', flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folders', nargs='*', type=Path, metavar='FOLDER',
-                        help='what export wrote, the first with model.pt2; none: make the machine')
-    parser.add_argument('--images', type=Path, metavar='DIR', help='JPEG files, also in folders')
-    parser.add_argument('--num-images', type=int, default=40, metavar='N', help='how many of them (default: 40)')
+                        help='what export wrote, model.pt2 in the first; with none the machine is made')
+    parser.add_argument('--images', type=Path, metavar='DIR', help='folder of JPEG files, also in folders of it')
+    parser.add_argument('--num-images', type=int, default=40, metavar='N',
+                        help='number of images (default: %(default)s)')
     parser.add_argument('--processors', nargs='+', default=PROCESSORS, metavar='NAME',
                         help=f'as QEMU names them (default: {" ".join(PROCESSORS)})')
-    parser.add_argument('--run', nargs='+', metavar='WORD', help='a Python script to run, and its arguments')
+    parser.add_argument('--run', nargs='+', metavar='WORD', help='a Python script to run there, and its arguments')
     parser.add_argument('--cache', type=Path, default=CACHE, metavar='DIR',
                         help='where the machine is kept (default: ~/.cache/timm-mobilenext/arm64)')
-    parser.add_argument('--csv', type=Path, metavar='FILE', help='write what was found there too')
     args = parser.parse_args()
     try:
         machine = Machine(args.cache, args.processors[0])
         if args.run:
             with tempfile.TemporaryDirectory() as work:
                 Path(work, 'timm_mobilenext').symlink_to(Path(timm_mobilenext.__file__).parent)
-                path = [machine.wheels('package', PACKAGE), Path(work)]
-                print(machine.python(*args.run, path=path))
+                path = [machine.wheels('package', needed('timm', 'timmx[onnx]')), Path(work)]
+                print(machine.python(*args.run, path=path), end='')
             return
         if not args.folders:
             print(f'The machine is in {args.cache}.')
@@ -242,14 +276,9 @@ def main() -> None:
         paths = [path for folder in args.folders for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES)]
         images = sorted(args.images.rglob('*.jpg'))
         images = images[::max(1, len(images) // args.num_images)][:args.num_images]
-        rows = compare(machine, paths, images, args.processors)
+        compare(machine, paths, images, args.processors)
     except CannotRunError as error:
         sys.exit(f'error: {error}')
-    if args.csv:
-        with args.csv.open('w', newline='') as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 if __name__ == '__main__':

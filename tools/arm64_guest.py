@@ -1,4 +1,7 @@
-"""Run a file on the emulated ARM machine, without PyTorch: python arm64_guest.py FILE IMAGES.npy LOGITS.npy."""
+"""Run files on the emulated ARM machine, without PyTorch: python arm64_guest.py IMAGES.npy LOGITS.npz FILE...
+
+Where a file cannot be run, its error takes the place of its logits.
+"""
 import sys
 from collections.abc import Callable
 
@@ -50,7 +53,7 @@ def load_ncnn(path: str) -> Callable[[np.ndarray], np.ndarray]:
     for half in ('use_fp16_packed', 'use_fp16_storage', 'use_fp16_arithmetic', 'use_bf16_storage'):
         setattr(net.opt, half, False)
     if net.load_param(path) or net.load_model(path.removesuffix('.param') + '.bin'):
-        sys.exit(f'ncnn does not load {path}')
+        raise RuntimeError(f'ncnn does not load {path}')
 
     def run(image: np.ndarray) -> np.ndarray:
         extractor = net.create_extractor()
@@ -59,6 +62,12 @@ def load_ncnn(path: str) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-path, images, logits = sys.argv[1:]
-run = load(path)
-np.save(logits, [run(image[None]).flatten() for image in np.load(images)])
+images, output, *paths = sys.argv[1:]
+images, answers = np.load(images), []
+for path in paths:
+    try:
+        run = load(path)
+        answers.append([run(image[None]).flatten() for image in images])
+    except Exception as error:
+        answers.append(str(error).strip().splitlines()[-1])
+np.savez(output, *answers)

@@ -31,7 +31,7 @@ COLOURS = {  # on a light page, on a dark one
 
 
 def style() -> str:
-    """Return the style sheet: for each colour a class that fills, and one, with a line before its name, that draws."""
+    """Return the style sheet: for each colour a class that fills, and one, with a dash before its name, that draws."""
     sheets = [''.join(
         f'.{name}{{fill:{pair[dark]}}}.-{name}{{stroke:{pair[dark]};fill:none;stroke-width:2}}'
         for name, pair in COLOURS.items()) for dark in (0, 1)]
@@ -84,7 +84,7 @@ def pairs(points: tuple[tuple[float, float], ...]) -> str:
 def layers(model_name: str, path: str) -> tuple[list[tuple[str, int, int]], int, int]:
     """Return the convs of a SandGlass block, each its name, input and output channels, and two numbers of channels.
 
-    They are those of the shortcut, and those that pass the bottleneck by.
+    They are the channels of the shortcut, and those that bypass the bottleneck.
     """
     found = timm.create_model(model_name, device='meta').get_submodule(path)
     convs = [(name, unit.conv.in_channels, unit.conv.out_channels) for name, unit in found.named_children()
@@ -276,7 +276,7 @@ def weights() -> str:
 
 
 def package() -> str:
-    """Draw the modules of the package, each above all that it imports and as close as can be below its users."""
+    """Draw the modules of the package, each above all that it imports and close below the modules that import it."""
     files = {path.relative_to(PACKAGE).with_suffix('').as_posix().removesuffix('/__init__'): path
              for path in sorted(PACKAGE.rglob('*.py')) if ast.parse(path.read_text()).body[1:]}  # more than a docstring
     del files['__init__']  # its names are those of mobilenext

@@ -1,6 +1,6 @@
 """Run the tests of other libraries, tests/downstream, and print what came out; with --write, into docs/verified.md.
 
-Every row is a test: what it does is its docstring, the version that of the library it ran with.
+Every row is a test, with its docstring and the version of the library.
 """
 import importlib.metadata
 import sys
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / 'docs' / 'verified.md'
 START, END = '<!-- outcomes: made by tools/ecosystem.py -->\n', '<!-- end of outcomes -->\n'
-# where the name of the file is not that of the distribution
+# name of a test file -> distribution, where they differ
 DISTRIBUTIONS = {'torch_hub': 'torch'}
 
 
@@ -31,13 +31,13 @@ class Recorder:
             self.outcomes.setdefault(test, [])
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Keep how a test went, or what it says about not running."""
+        """Keep how a test went, or why it was skipped."""
         if report.when == 'call' or report.outcome != 'passed':
             reason = report.longrepr[2].removeprefix('Skipped: ') if report.skipped else ''
             self.outcomes[self.tests[report.nodeid]].append(f'{report.outcome} {reason}'.strip())
 
     def pytest_collectreport(self, report: Any) -> None:
-        """Keep what a file says about not running."""
+        """Keep why a file was skipped."""
         if report.skipped:
             reason = report.longrepr[2].removeprefix('Skipped: ')
             self.outcomes[Path(report.nodeid).stem.removeprefix('test_'), 'everything'] = [f'skipped {reason}']

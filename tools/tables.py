@@ -1,8 +1,8 @@
 """Print the tables of architectures of the README and docs/models.md; with --write, put them there.
 
-Parameters and multiply-adds are counted on the registered models, latencies are of benchmarks/results/family.csv. The
-other numbers are claims of the authors: their paper and README, and the best epoch in the training logs of the models
-whose weights they published.
+Parameters and multiply-adds are counted on the registered models, latencies come from benchmarks/results/family.csv.
+The other numbers are claims of the authors, in their paper, their README and the training logs of the models whose
+weights they published.
 """
 import csv
 import functools

@@ -1,19 +1,19 @@
 """A pytest plugin that points timm's own tests at the models of this package; `timm_suite.py` runs it.
 
-It registers the models before timm's tests ask for the list, adds them to the tests that timm parametrizes by hand
-with names of its own, and leaves out everything that is not about them. No file of timm's is changed.
+It registers the models before timm's tests ask for the list, adds them to the tests that timm parametrizes with names
+of its own models, and deselects every test that is not about ours. No file of timm's is changed.
 
-A new model is given batch norm statistics of its own, from one forward pass: as the authors initialize it, an untrained
-MobileNeXt answers about 1e-11 in evaluation mode, where timm's comparisons (atol 1e-8 and more) find any two answers
+A new model gets batch norm statistics from one forward pass. Without them an untrained MobileNeXt, as the authors
+initialize it, answers about 1e-11 in evaluation mode, and timm's comparisons (atol 1e-8 and more) find any two answers
 equal.
 
 Tests on models that ours are not added to, with the reason:
-    test_model_inference: about a recording of outputs in timm's own repositories on the Hub
+    test_model_inference: about outputs that are recorded in timm's own repositories on the Hub
     test_model_load_pretrained, test_model_features_pretrained: need the network; tests/test_builder.py makes their
         calls, and more of the kind, on loopback
-    test_catavgmax_unsupported: for families that cannot concatenate pooled features, this one can
-    test_pruned_*: in-tree models whose pruning recipe lies inside timm
-    tests of set_input_size, class tokens, attention: transformers
+    test_catavgmax_unsupported: for families that cannot concatenate pooled features; this one can
+    test_pruned_*: about timm's models that have a pruning recipe inside timm
+    tests of set_input_size, class tokens, attention: about transformers
 """
 import collections
 import os
@@ -26,25 +26,25 @@ from torch.optim.swa_utils import update_bn
 
 import timm_mobilenext
 
-# Tests that timm parametrizes with in-tree names, and the parameters that stand for one of our models there.
+# Tests that timm parametrizes with names of its own models, and what each of our models is given beside its name there.
 BY_HAND = {
-    'test_reset_classifier_keeps_pool': lambda model: [model],
-    'test_features_only_grad_checkpointing_backward': lambda model: [model],
-    'test_feature_getter_stage_ends_torchscript': lambda model: [model],
-    'test_prune_intermediate_layers_params_used': lambda model: [model],
-    'test_features_only_feature_cls_class': lambda model: [model],
-    'test_forward_after_prune_intermediate_layers': lambda model: [model],
-    'test_prune_to_stem_feature': lambda model: [model],
-    'test_prune_extra_blocks_stem_width': lambda model: [model],
-    'test_model_features_output_stride': lambda model: [model],
-    'test_prune_intermediate_layers_last_feature': lambda model: [(model, True)],
-    'test_head_hidden_size': lambda model: [(model, {})],
-    'test_model_init_weights_after_to_empty': lambda model: [(model, {})],
-    'test_mobile_model_fusion_features': lambda model: [(model, {})],
-    'test_export_tracks_reset_pool_in_head': lambda model: [(model, 3, 'max'), (model, 0, '')],
-    'test_export_tracks_reset_classifier_structure': lambda model: [(model, {}, None, None), (model, {}, 'max', None)],
+    'test_reset_classifier_keeps_pool': [()],
+    'test_features_only_grad_checkpointing_backward': [()],
+    'test_feature_getter_stage_ends_torchscript': [()],
+    'test_prune_intermediate_layers_params_used': [()],
+    'test_features_only_feature_cls_class': [()],
+    'test_forward_after_prune_intermediate_layers': [()],
+    'test_prune_to_stem_feature': [()],
+    'test_prune_extra_blocks_stem_width': [()],
+    'test_model_features_output_stride': [()],
+    'test_prune_intermediate_layers_last_feature': [(True,)],
+    'test_head_hidden_size': [({},)],
+    'test_model_init_weights_after_to_empty': [({},)],
+    'test_mobile_model_fusion_features': [({},)],
+    'test_export_tracks_reset_pool_in_head': [(3, 'max'), (0, '')],
+    'test_export_tracks_reset_classifier_structure': [({}, None, None), ({}, 'max', None)],
 }
-# Tests with an in-tree name in their body. They run with our model in its place.
+# Tests with the name of a model of timm in their body. They run with our model in its place.
 IN_BODY = {
     'test_create_model_transfers_multispectral_checkpoint': 'test_resnet',
     'test_resnet_pruned_grad_checkpointing': 'test_resnet',
@@ -59,7 +59,7 @@ OURS = timm.list_models(module='mobilenext')
 MODELS = [name for name in os.environ.get('TIMM_SUITE_MODELS', '').split(',') if name] or OURS
 _unknown = sorted(set(MODELS) - set(OURS))
 if _unknown:
-    raise pytest.UsageError(f'no such architecture: {", ".join(_unknown)}; expected some of {", ".join(OURS)}')
+    raise pytest.UsageError(f'Architecture {", ".join(_unknown)} does not exist. Give some of {", ".join(OURS)}.')
 
 _list_models = timm.list_models
 
@@ -90,7 +90,7 @@ timm.create_model = _create_model_calibrated
 
 
 def _model_of(item):
-    """Return the model of ours that a collected test is about, None where it is about another or left out."""
+    """Return the model of ours that a collected test is about, None if it is about another or is left out."""
     if item.originalname in NEED_NETWORK:
         return None
     params = item.callspec.params if hasattr(item, 'callspec') else {}
@@ -103,7 +103,7 @@ def pytest_generate_tests(metafunc):
     if name in BY_HAND:
         for mark in metafunc.definition.iter_markers('parametrize'):
             if str(mark.args[0]).startswith('model_name'):
-                mark.args[1].extend(param for model in MODELS for param in BY_HAND[name](model))
+                mark.args[1].extend((model, *rest) if rest else model for model in MODELS for rest in BY_HAND[name])
     if name in IN_BODY:
         metafunc.fixturenames.append('model_in_body')
         metafunc.parametrize('model_in_body', MODELS, indirect=True)
@@ -112,11 +112,11 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def model_in_body(request, monkeypatch):
     """Let the test create our model where it names timm's."""
-    theirs = IN_BODY[request.function.__name__]
+    replaced = IN_BODY[request.function.__name__]
 
     def swap(function):
         def swapped(model_name, *args, **kwargs):
-            return function(request.param if model_name == theirs else model_name, *args, **kwargs)
+            return function(request.param if model_name == replaced else model_name, *args, **kwargs)
         return swapped
 
     for owner, name in (
@@ -148,9 +148,3 @@ def pytest_terminal_summary(terminalreporter):
     for model, count in counts.items():
         terminalreporter.write_line(f'{model}: {count.total()} tests of timm, ' + ', '.join(
             f'{count[outcome]} {outcome}' for outcome in ('passed', 'failed', 'skipped')))
-
-
-def pytest_sessionfinish(session):
-    """Fail where a model was asked for and no test was about it."""
-    if not session.items and not session.exitstatus:
-        session.exitstatus = 1

@@ -1,11 +1,11 @@
-// From a JPEG to the name of its class, whatever runs the network: model.json says how the image is prepared.
+// From a JPEG to the name of its class, for any runtime: model.json says how the image is prepared.
 //
 // The pixels are exactly those of timm's transform: libjpeg decodes as Pillow does, and `resize` computes in the same
 // integers as Pillow.
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <cstdio>  // before jpeglib.h, which takes FILE for granted
+#include <cstdio>  // before jpeglib.h, which uses FILE
 #include <cstring>
 #include <exception>
 #include <fstream>
@@ -95,7 +95,7 @@ inline std::vector<float> prepare(const Image& image, const nlohmann::json& abou
     const int scaled = std::floor(size / about["crop_pct"].get<double>());
     const int width = int64_t(scaled) * image.width / shorter, height = int64_t(scaled) * image.height / shorter;
     auto resized = image.rgb;
-    // Pillow 13 starts with the rows of an image that loses many more rows than columns; Pillow 12 never did.
+    // Pillow 13 starts with the rows if an image loses many more rows than columns; Pillow 12 did not.
     const bool rows_first = image.height > height && image.height - height > 2 * (image.width - width);
     if (rows_first) resized = resize(resized, 1, image.height, height, 3 * image.width);
     resized = resize(resized, rows_first ? height : image.height, image.width, width, 3);
