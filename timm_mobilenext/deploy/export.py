@@ -73,29 +73,17 @@ class Options:
 
 @dataclass
 class Exported:
-    """A file that was written, and the result of its check.
+    """A file that was written, and the result of its check."""
 
-    Attributes:
-        path: The file, the first if there are two.
-        format: Its format, one of `RUNTIMES`.
-        precision: fp32, fp16 or int8, if it computes so; weights_int8 or weights_fp16, if only its weights are so.
-        input_size: (C, H, W) of an image.
-        bytes: Its size, with that of a second file.
-        images: Number of images for the check, 0 for noise.
-        top1_agreement: Share of them that get PyTorch's class.
-        largest_difference: Of a logit to PyTorch's, in standard deviations of all logits; None if not checked.
-        note: Why it was not checked, or what was expected of it and is not so.
-    """
-
-    path: Path
-    format: str
-    precision: str
-    input_size: tuple[int, int, int]
-    bytes: int
-    images: int = 0
-    top1_agreement: float | None = None
-    largest_difference: float | None = None
-    note: str = ''
+    path: Path  # the file, the first if there are two
+    format: str  # one of `RUNTIMES`
+    precision: str  # fp32, fp16 or int8, if it computes so; weights_int8 or weights_fp16, if only its weights are so
+    input_size: tuple[int, int, int]  # (C, H, W) of an image
+    bytes: int  # its size, with that of a second file
+    images: int = 0  # number of images for the check, 0 for noise
+    top1_agreement: float | None = None  # share of them that get PyTorch's class
+    largest_difference: float | None = None  # of a logit to PyTorch's, in standard deviations of all; None if unchecked
+    note: str = ''  # why it was not checked, or what was expected of it and is not so
 
     def check(self) -> str:
         """Return the result of the check in words."""

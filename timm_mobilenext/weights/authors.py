@@ -21,30 +21,17 @@ _OUTPUT = f'{COMMIT}/mobilenext/output'
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint file that others published.
+    """A checkpoint file that others published."""
 
-    Attributes:
-        url: Address of the file, for the authors' files at a commit.
-        blob: Git blob id: SHA-1 of git's header and the content, as the authors' repository records it; None if no
-            digest of the file is known.
-        top1: Top-1 accuracy on ImageNet-1k in %, of the best epoch in the summary.csv beside the authors' file.
-        top5: Top-5 accuracy of the same epoch in %, None where none is reported.
-        ema: Whether the accuracies are those of the weights' exponential moving average.
-        owner: Whose file it is, in the genitive.
-        license: Licence of the weights, as the Hub spells it.
-        reported: Who reports the accuracies, and of what.
-        page: Address of that report.
-    """
-
-    url: str
-    blob: str | None
-    top1: float
-    top5: float | None
-    ema: bool = False
-    owner: str = "the authors'"
-    license: str = LICENSE
-    reported: str = "by the authors' training log"
-    page: str = ''
+    url: str  # address of the file, for the authors' files at a commit
+    blob: str | None  # git blob id, as the authors' repository records it; None if no digest of the file is known
+    top1: float  # on ImageNet-1k in %, of the best epoch in the summary.csv beside the authors' file
+    top5: float | None  # of the same epoch in %, None where none is reported
+    ema: bool = False  # whether the accuracies are those of the weights' exponential moving average
+    owner: str = "the authors'"  # whose file it is, in the genitive
+    license: str = LICENSE  # of the weights, as the Hub spells it
+    reported: str = "by the authors' training log"  # who reports the accuracies, and of what
+    page: str = ''  # address of that report
 
     @property
     def name(self) -> str:
@@ -92,17 +79,11 @@ def find_source(name: str) -> Source | None:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the authors state of an architecture, in the digits that they print. It was not measured here.
+    """What the authors state of an architecture, in the digits that they print. It was not measured here."""
 
-    Attributes:
-        params: Millions of parameters.
-        madds: Millions of multiply-adds at 224 px.
-        top1: Top-1 accuracy on ImageNet-1k in %.
-    """
-
-    params: str = ''
-    madds: str = ''
-    top1: str = ''
+    params: str = ''  # millions of parameters
+    madds: str = ''  # millions of multiply-adds at 224 px
+    top1: str = ''  # accuracy on ImageNet-1k in %
 
 
 # From the paper and the authors' README; of `_s`, `_l` and `_l_ghost` from the training logs, the only source.

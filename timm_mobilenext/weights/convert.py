@@ -29,21 +29,13 @@ from timm_mobilenext.weights.download import WEIGHTS_NAME, fetch, git_blob_id, r
 
 @dataclass
 class Converted:
-    """A model with weights, and where they come from.
+    """A model with weights, and where they come from."""
 
-    Attributes:
-        model: The model, in evaluation mode.
-        model_args: Arguments of the model that are not the architecture's.
-        provenance: Where the weights come from, as the header of the converted file says it.
-        source: The file of the authors or of PaddleClas, None for other weights.
-        top1: Top-1 accuracy in % that the authors or the training run report, None where they do not.
-    """
-
-    model: Any
-    model_args: dict[str, Any]
-    provenance: dict[str, str]
-    source: Source | None = None
-    top1: float | None = None
+    model: Any  # in evaluation mode
+    model_args: dict[str, Any]  # arguments of the model that are not the architecture's
+    provenance: dict[str, str]  # where the weights come from, as the header of the converted file says it
+    source: Source | None = None  # the file of the authors or of PaddleClas, None for other weights
+    top1: float | None = None  # accuracy in % that the authors or the training run report, None where they do not
 
 
 def load(

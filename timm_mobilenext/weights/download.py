@@ -36,15 +36,11 @@ CONNECT_SECONDS = 4.  # for each of the two servers, enough for a packet that is
 
 
 class Place(NamedTuple):
-    """Where the weights of a model come from.
+    """Where the weights of a model come from."""
 
-    Attributes:
-        text: The place in words.
-        read: Returns the state dict, downloaded if need be, or raises an error that says what to do. None where timm
-            does it: for weights that the user names, and where there are none.
-    """
-
-    text: str
+    text: str  # the place in words
+    # Returns the state dict, downloaded if need be, or raises an error that says what to do. None where timm does it:
+    # for weights that the user names, and where there are none.
     read: Callable[[], dict[str, Any]] | None = None
 
 
