@@ -169,8 +169,8 @@ def test_files_on_arm(source, files, images, tmp_path):
 @needs_arm
 def test_package_on_arm():
     """On ARM the package gives the reference code's answers, folds its networks and exports one to ONNX."""
-    *lines, exported = on_arm('--processors', 'cortex-a76', '--run', ROOT / 'tests/on_arm.py', *FAMILIES)
-    errors = {name: errors for name, *errors in map(str.split, lines)}
+    lines = on_arm('--processors', 'cortex-a76', '--run', ROOT / 'tests/on_arm.py', *FAMILIES)
+    errors = {name: errors for name, *errors in map(str.split, lines) if name.startswith('mobilenext')}
     assert errors.keys() == set(FAMILIES)
     assert all(float(error) < 2e-3 for pair in errors.values() for error in pair), errors
-    assert 'model.onnx' in exported
+    assert any('model.onnx: ' in line for line in lines)
