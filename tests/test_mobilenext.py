@@ -2,6 +2,7 @@
 import copy
 import pickle
 import re
+from functools import partial
 
 import official
 import pytest
@@ -156,6 +157,7 @@ def test_zero_init_last(name):
     block.zero_init_last()
     x = torch.randn(1, 8, 4, 4)
     assert torch.equal(block(x), x)
+    timm.create_model(SMALL, norm_layer=partial(nn.BatchNorm2d, affine=False))  # norms without a weight
 
 
 @pytest.mark.parametrize(('name', 'eps', 'momentum'), [(SMALL, 1e-5, 0.1), ('mobilenext_s', 1e-3, 0.1)])

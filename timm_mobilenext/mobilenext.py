@@ -152,7 +152,8 @@ class SandGlass(nn.Module):
     def zero_init_last(self) -> None:
         """Start as the shortcut: zero the weight of the last norm on the channels that have one."""
         last: Any = self.pw_expand if isinstance(self.dw_end, nn.Identity) else self.dw_end
-        nn.init.zeros_(last.bn.weight[:self.identity_chs])
+        if getattr(last.bn, 'weight', None) is not None:
+            nn.init.zeros_(last.bn.weight[:self.identity_chs])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chs, H, W) to (B, out_chs, ceil(H / stride), ceil(W / stride))."""
