@@ -363,6 +363,8 @@ def test_bad_arguments(kwargs, message):
     """An argument that would build another network without an error is named, with its value and what to give."""
     with pytest.raises(ValueError, match=message):
         timm.create_model('mobilenext_100', **kwargs)
+    with pytest.raises(AssertionError):
+        timm.create_model('mobilenext_100', weight_init='fan_in')
 
 
 def test_block_that_cannot_stride():

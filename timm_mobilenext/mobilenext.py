@@ -217,6 +217,7 @@ class MobileNeXt(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         assert output_stride in (8, 16, 32)
+        assert weight_init in ('fan_out', 'torch')
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
