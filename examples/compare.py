@@ -55,6 +55,7 @@ CHANNELS = {
     3: ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     1: ((0.286,), (0.353,)),
 }
+EPOCHS = {3: 15, 1: 6}  # channels -> epochs until the curves are flat
 KEY = ('set', 'label', 'seed', 'batch_size', 'epochs')  # what tells one training from all others
 
 
@@ -276,7 +277,7 @@ def main() -> None:
         help='sets to train on, by their channels: 1 is Fashion-MNIST, 3 the photographs (default: both)')
     add('--questions', nargs='+', choices=QUESTIONS, default=list(QUESTIONS), help='(default: all)')
     add('--batch-size', type=int, default=64, help='(default: %(default)s)')
-    add('--epochs', type=int, default=10, help='(default: %(default)s)')
+    add('--epochs', type=int, help=f'(default: {EPOCHS[3]} on CIFAR-10, {EPOCHS[1]} on Fashion-MNIST)')
     add('--seeds', type=int, nargs='+', default=[0, 1, 2], help='(default: %(default)s)')
     add('--output', type=Path, default=Path('compare'), help='folder (default: %(default)s)')
     args = parser.parse_args()
@@ -287,11 +288,12 @@ def main() -> None:
         sys.exit(f'The multiply-adds differ by more than 3 %: {madds}. Change the widths in MODELS.')
     folder = args.output / 'trainings'
     folder.mkdir(parents=True, exist_ok=True)
+    names = {1: 'Fashion-MNIST', 3: args.photographs.name if args.photographs else 'CIFAR-10'}
+    epochs = {name: args.epochs or EPOCHS[channels] for channels, name in names.items()}
     for channels in args.channels:
-        photographs = args.photographs.name if args.photographs else 'CIFAR-10'
+        name = names[channels]
         keys = [
-            dict(zip(KEY, (name, label, seed, args.batch_size, args.epochs), strict=True))
-            for name in ['Fashion-MNIST' if channels == 1 else photographs]
+            dict(zip(KEY, (name, label, seed, args.batch_size, epochs[name]), strict=True))
             for seed in args.seeds for label in labels]
         missing = [key for key in keys if not path_of(key, folder, '.csv').exists()]
         sets = load(channels, args) if missing else []
@@ -302,7 +304,7 @@ def main() -> None:
         with path.open() as file:
             rows += [
                 row for row in csv.DictReader(file)
-                if (row['batch_size'], row['epochs']) == (str(args.batch_size), str(args.epochs))]
+                if (row['batch_size'], row['epochs']) == (str(args.batch_size), str(epochs.get(row['set'])))]
     for question in args.questions:
         of_question = [row for row in rows if row['label'] in QUESTIONS[question]]
         write(args.output / f'{question}.csv', of_question)
