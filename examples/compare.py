@@ -8,7 +8,8 @@ scratch on Fashion-MNIST and CIFAR-10, which are downloaded into DIR unless they
 the place of CIFAR-10: --photographs FOLDER, with train/<class>/ and test/<class>/ in it.
 
 A training that is interrupted resumes from its last epoch when the command is given again. Several of these commands
-with different --seeds can run beside each other. docs/compare.md has what came out.
+with different --seeds can run beside each other; the command for all seeds then makes the tables. docs/compare.md has
+what came out.
 """
 import argparse
 import csv
@@ -303,8 +304,8 @@ def main() -> None:
     for path in sorted(folder.glob('*.csv')):
         with path.open() as file:
             rows += [
-                row for row in csv.DictReader(file)
-                if (row['batch_size'], row['epochs']) == (str(args.batch_size), str(epochs.get(row['set'])))]
+                row for row in csv.DictReader(file) if int(row['seed']) in args.seeds and
+                (row['batch_size'], row['epochs']) == (str(args.batch_size), str(epochs.get(row['set'])))]
     for question in args.questions:
         of_question = [row for row in rows if row['label'] in QUESTIONS[question]]
         write(args.output / f'{question}.csv', of_question)
