@@ -8,8 +8,8 @@ scratch on Fashion-MNIST and CIFAR-10, which are downloaded into DIR unless they
 the place of CIFAR-10: --photographs FOLDER, with train/<class>/ and test/<class>/ in it.
 
 A training that is interrupted resumes from its last epoch when the command is given again. Several of these commands
-with different --seeds can run beside each other; the command for all seeds then makes the tables. docs/compare.md has
-what came out.
+with different --seeds can run beside each other; the command for all seeds then makes the tables, of the trainings that
+it names. docs/compare.md has what came out.
 """
 import argparse
 import csv
@@ -290,7 +290,7 @@ def main() -> None:
     folder = args.output / 'trainings'
     folder.mkdir(parents=True, exist_ok=True)
     names = {1: 'Fashion-MNIST', 3: args.photographs.name if args.photographs else 'CIFAR-10'}
-    epochs = {name: args.epochs or EPOCHS[channels] for channels, name in names.items()}
+    epochs = {names[channels]: args.epochs or EPOCHS[channels] for channels in args.channels}
     for channels in args.channels:
         name = names[channels]
         keys = [
