@@ -270,7 +270,7 @@ def measure_memory() -> list[dict]:
 
 
 def measure_scaling() -> list[dict]:
-    """Time forward passes over width, resolution and batch size."""
+    """Time forward passes by width, resolution and batch size."""
     shapes = {
         'width': [(width, 1, 224) for width in ('035', '050', '075', '100', '140')],
         'resolution': [('100', 1, size) for size in (128, 160, 192, 224, 288, 384, 512)],

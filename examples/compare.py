@@ -8,8 +8,8 @@ scratch on Fashion-MNIST and CIFAR-10, which are downloaded into DIR unless they
 the place of CIFAR-10: --photographs FOLDER, with train/<class>/ and test/<class>/ in it.
 
 A training that is interrupted resumes from its last epoch when the command is given again. Several of these commands
-with different --seeds can run beside each other; the command for all seeds then makes the tables, of the trainings that
-it names. docs/compare.md has what came out.
+with different --seeds can run beside each other; the command for all seeds then makes the tables. docs/compare.md has
+what came out.
 """
 import argparse
 import csv
@@ -289,23 +289,20 @@ def main() -> None:
         sys.exit(f'The multiply-adds differ by more than 3 %: {madds}. Change the widths in MODELS.')
     folder = args.output / 'trainings'
     folder.mkdir(parents=True, exist_ok=True)
-    names = {1: 'Fashion-MNIST', 3: args.photographs.name if args.photographs else 'CIFAR-10'}
-    epochs = {names[channels]: args.epochs or EPOCHS[channels] for channels in args.channels}
+    rows: list[dict[str, str]] = []
     for channels in args.channels:
-        name = names[channels]
+        photographs = args.photographs.name if args.photographs else 'CIFAR-10'
+        name = 'Fashion-MNIST' if channels == 1 else photographs
         keys = [
-            dict(zip(KEY, (name, label, seed, args.batch_size, epochs[name]), strict=True))
+            dict(zip(KEY, (name, label, seed, args.batch_size, args.epochs or EPOCHS[channels]), strict=True))
             for seed in args.seeds for label in labels]
         missing = [key for key in keys if not path_of(key, folder, '.csv').exists()]
         sets = load(channels, args) if missing else []
         for key in missing:
             train(key, sets, folder)
-    rows: list[dict[str, str]] = []
-    for path in sorted(folder.glob('*.csv')):
-        with path.open() as file:
-            rows += [
-                row for row in csv.DictReader(file) if int(row['seed']) in args.seeds and
-                (row['batch_size'], row['epochs']) == (str(args.batch_size), str(epochs.get(row['set'])))]
+        for key in keys:
+            with path_of(key, folder, '.csv').open() as file:
+                rows += csv.DictReader(file)
     for question in args.questions:
         of_question = [row for row in rows if row['label'] in QUESTIONS[question]]
         write(args.output / f'{question}.csv', of_question)

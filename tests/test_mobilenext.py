@@ -363,8 +363,12 @@ def test_bad_arguments(kwargs, message):
     """An argument that would build another network without an error is named, with its value and what to give."""
     with pytest.raises(ValueError, match=message):
         timm.create_model('mobilenext_100', **kwargs)
+
+
+def test_unknown_weight_init():
+    """An unknown start of the weights is refused, as by timm, where PyTorch's would be taken in silence."""
     with pytest.raises(AssertionError):
-        timm.create_model('mobilenext_100', weight_init='fan_in')
+        timm.create_model(SMALL, weight_init='fan_in')
 
 
 def test_block_that_cannot_stride():
