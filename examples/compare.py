@@ -56,7 +56,7 @@ CHANNELS = {
     3: ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     1: ((0.286,), (0.353,)),
 }
-EPOCHS = {3: 15, 1: 6}  # channels -> epochs until the curves are flat
+EPOCHS = {3: 15, 1: 6}  # channels -> epochs; docs/compare.md says what the last one still adds
 KEY = ('set', 'label', 'seed', 'batch_size', 'epochs')  # what tells one training from all others
 
 
@@ -225,15 +225,13 @@ def minutes_to_90(training: list[dict[str, str]]) -> float:
 
 
 def table(question: str, rows: list[dict[str, str]]) -> str:
-    """Return the results of a question as a table in Markdown, of each set of images with the networks run on it."""
+    """Return the results of a question as a table in Markdown."""
     lines = [
         '| images | network | MAdds (M) | parameters (M) | top-1, mean +- standard deviation (%) | each seed | '
         'CPU-minutes | to 90 % of the final top-1 | ImageNet, reported |', '|---|---|' + '---:|' * 7]
     for name in dict.fromkeys(row['set'] for row in rows):
         for label, reported in QUESTIONS[question].items():
             found = trainings(rows, name, label)
-            if not found:
-                continue
             final = [training[-1] for training in found]
             top1 = [float(row['top1']) for row in final]
             spread = f' +- {statistics.stdev(top1):.2f}' if len(top1) > 1 else ''
