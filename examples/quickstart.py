@@ -90,7 +90,7 @@ def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--model', default='mobilenext_100', help='architecture (default: %(default)s)')
-    parser.add_argument('--epochs', type=int, default=4, help='passes over the training images (default: %(default)s)')
+    parser.add_argument('--epochs', type=int, default=4, help='epochs to train (default: %(default)s)')
     parser.add_argument('--output', type=Path, default=Path('quickstart.png'), help='picture (default: %(default)s)')
     args = parser.parse_args()
 
